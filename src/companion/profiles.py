@@ -1,0 +1,109 @@
+"""The four profiles; nothing else reads settings."""
+
+from __future__ import annotations
+
+import tomllib
+from dataclasses import dataclass, fields, replace
+
+from companion.errors import CompanionError
+from companion.paths import PACKAGE
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Everything a run depends on besides the code.
+
+    Attributes
+    ----------
+    model
+        A name for :func:`companion.models.load`.
+    data
+        ``embedded`` (what ``data/`` ships) or ``public`` (the registry).
+    scorer, scorers
+        The scorer that results are given in; those that chapter 1 compares.
+    prompts, max_prompt_tokens, new_tokens
+        Evaluation prompts (0: all), their longest length, and tokens per continuation.
+    sample_prompts, samples
+        Prompts and samples per prompt for expected maximum toxicity.
+    perplexity_windows, window_tokens, continuations
+        Windows (0: all) and their width for perplexity; sentences for F1.
+    probe_comments
+        Labelled comments for the probe, at most.
+    pairs, pair_margin
+        0 takes the pairs of ``data/pairs``; n makes pairs from n steered continuations by PPLM, of
+        which those are kept that differ in toxicity by the margin.
+    pplm_prompts, pplm_iterations
+        Prompts shown live in chapter 3; gradient steps per token.
+    dpo_steps, dpo_batch, dpo_learning_rate, dpo_warmup, dpo_precision
+        Training settings (:meth:`companion.dpo.DPOConfig.of`).
+    seed
+        All randomness descends from it.
+    """
+
+    name: str
+    model: str
+    data: str
+    scorer: str
+    scorers: list[str]
+    prompts: int
+    max_prompt_tokens: int
+    new_tokens: int
+    sample_prompts: int
+    samples: int
+    perplexity_windows: int
+    window_tokens: int
+    continuations: int
+    probe_comments: int
+    pairs: int
+    pair_margin: float
+    pplm_prompts: int
+    pplm_iterations: int
+    dpo_steps: int
+    dpo_batch: int
+    dpo_learning_rate: float
+    dpo_warmup: int
+    dpo_precision: str
+    seed: int
+
+
+def names() -> list[str]:
+    """Names of all profiles."""
+    return list(_tables())
+
+
+def settings() -> set[str]:
+    """Names of all fields that can be overridden."""
+    return {field.name for field in fields(Profile)} - {"name"}
+
+
+def load(name: str, **overrides: object) -> Profile:
+    """Load a profile; keyword arguments that are not None replace its fields.
+
+    Raises
+    ------
+    CompanionError
+        If the profile or a field does not exist, or a value has the wrong type.
+    """
+    tables = _tables()
+    if name not in tables:
+        raise CompanionError(f"there is no profile '{name}': choose one of {', '.join(tables)}.")
+    values, base = dict(tables[name]), tables[name].get("base")
+    while base:
+        values = {**tables[base], **values, "base": tables[base].get("base")}
+        base = values["base"]
+    values.pop("base", None)
+    profile = Profile(name=name, **values)
+    changes = {key: value for key, value in overrides.items() if value is not None}
+    known = {field.name: type(getattr(profile, field.name)) for field in fields(Profile)}
+    for key, value in changes.items():
+        if key not in settings():
+            raise CompanionError(f"'{key}' is not a setting: choose one of {', '.join(sorted(settings()))}.")
+        if isinstance(value, int) and known[key] is float:
+            changes[key] = float(value)
+        elif not isinstance(value, known[key]):
+            raise CompanionError(f"the setting '{key}' is of type {known[key].__name__}, not {value!r}.")
+    return replace(profile, **changes)
+
+
+def _tables() -> dict[str, dict]:
+    return tomllib.loads((PACKAGE / "profiles.toml").read_text())

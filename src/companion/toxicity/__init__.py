@@ -1,0 +1,55 @@
+"""Toxicity scorers behind one interface: texts in, a probability of toxicity each out.
+
+==========  ============================================================================
+lexical     alt-profanity-check: sees words, blind to subtle toxicity
+embedded    the offline default: a MiniLM encoder with a LoRA adapter, plus lexical features
+semantic    the MiniLM half of ``embedded``
+detoxify    the classifiers of Unitary (online by name, or a local checkpoint)
+==========  ============================================================================
+
+All scorers are deterministic, score in batches, and give each text a score that does not
+depend on its neighbours in the batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+from jaxtyping import Float
+
+from companion.errors import CompanionError
+
+
+class Scorer(Protocol):
+    """Scores texts; higher is more toxic."""
+
+    name: str
+
+    def __call__(self, texts: Sequence[str]) -> Float[np.ndarray, texts]:
+        """Return a probability in [0, 1] for each text; an empty text scores as any other."""
+        ...
+
+
+def load(name: str) -> Scorer:
+    """Load a scorer: ``lexical``, ``semantic``, ``embedded``, or ``detoxify[:MODEL_OR_CHECKPOINT]``."""
+    kind, _, detail = name.partition(":")
+    match kind:
+        case "lexical":
+            from companion.toxicity.lexical import LexicalScorer
+
+            return LexicalScorer()
+        case "embedded":
+            from companion.toxicity.embedded import EmbeddedScorer
+
+            return EmbeddedScorer.load()
+        case "semantic":
+            from companion.toxicity.embedded import EmbeddedScorer, SemanticScorer
+
+            return SemanticScorer(EmbeddedScorer.load())
+        case "detoxify":
+            from companion.toxicity.detoxify import DetoxifyScorer
+
+            return DetoxifyScorer.load(detail or "original")
+    raise CompanionError(f"there is no scorer '{name}': choose lexical, semantic, embedded or detoxify.")

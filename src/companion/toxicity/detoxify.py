@@ -1,0 +1,94 @@
+"""Unitary's Detoxify classifiers: official checkpoints by name, or a local checkpoint.
+
+Checkpoints are pickles. An official one is checked against the hash in its file name (the
+convention of ``torch.hub``), a local one against a ``.sha256`` file beside it, both before
+anything is unpickled; and unpickling is restricted to tensors and plain containers.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from companion import paths, tokens
+from companion.artifacts import sha256_file
+from companion.errors import CompanionError
+
+BATCH, MAX_TOKENS = 64, 512
+TOXIC = {"toxic", "toxicity"}  # the class is called so in the original and the unbiased models
+
+
+class DetoxifyScorer:
+    """Probability of the ``toxicity`` class of a Detoxify model."""
+
+    name = "detoxify"
+
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, column: int) -> None:
+        self.model, self.tokenizer, self.column = model.eval(), tokenizer, column
+
+    @classmethod
+    def load(cls, name: str) -> DetoxifyScorer:
+        """Load an official model (``original``, ``unbiased``, …; downloaded) or a checkpoint file."""
+        path = Path(name) if Path(name).is_file() else _official(name)
+        _check(path)
+        stored = torch.load(path, map_location="cpu", weights_only=True)
+        arguments, classes = stored["config"]["arch"]["args"], stored["config"]["dataset"]["args"]["classes"]
+        try:
+            config = AutoConfig.from_pretrained(arguments["model_type"], num_labels=arguments["num_classes"])
+            tokenizer = AutoTokenizer.from_pretrained(arguments["model_type"])
+        except OSError as error:
+            raise CompanionError(
+                f"Detoxify needs the configuration of '{arguments['model_type']}': go online once, or use a checkpoint whose model_type is a local folder."
+            ) from error
+        model = AutoModelForSequenceClassification.from_config(config)
+        model.load_state_dict(stored["state_dict"], strict=False)  # old checkpoints carry position ids
+        return cls(model, tokenizer, next(i for i, c in enumerate(classes) if c in TOXIC))
+
+    @torch.inference_mode()
+    def __call__(self, texts: Sequence[str]) -> Float[np.ndarray, texts]:
+        scores = np.zeros(len(texts))
+        rows = tokens.encode(self.tokenizer, texts, MAX_TOKENS)
+        order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
+        for start in range(0, len(order), BATCH):
+            chosen = order[start : start + BATCH]
+            batch = tokens.pad([rows[i] for i in chosen], "right")
+            logits = self.model(input_ids=batch.ids, attention_mask=batch.mask.long()).logits
+            scores[chosen] = logits[:, self.column].double().sigmoid().numpy()
+        return scores
+
+
+def _official(name: str) -> Path:
+    from detoxify.detoxify import MODEL_URLS  # imports slowly, so only when a name has to be resolved
+
+    if name not in MODEL_URLS:
+        raise CompanionError(f"there is no Detoxify model or checkpoint file '{name}': choose one of {', '.join(MODEL_URLS)} or give a file.")
+    path = paths.cache() / "detoxify" / MODEL_URLS[name].rsplit("/", 1)[1]
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            torch.hub.download_url_to_file(MODEL_URLS[name], str(path), hash_prefix=_hash_in_name(path), progress=True)
+        except (OSError, RuntimeError) as error:
+            raise CompanionError(
+                f"the Detoxify model '{name}' could not be downloaded: check the network, or give a local checkpoint as detoxify:FILE."
+            ) from error
+    return path
+
+
+def _hash_in_name(path: Path) -> str | None:
+    found = re.search(r"-([0-9a-f]{8})\.ckpt$", path.name)
+    return found.group(1) if found else None
+
+
+def _check(path: Path) -> None:
+    note = path.with_name(path.name + ".sha256")
+    expected = note.read_text().split()[0] if note.is_file() else _hash_in_name(path)
+    if expected is None:
+        raise CompanionError(f"'{path}' is a pickle without a known hash: if you trust it, write its sha256 to '{note.name}' beside it.")
+    if not sha256_file(path).startswith(expected):
+        raise CompanionError(f"'{path}' does not have its known sha256 ({expected[:8]}…): delete it and download it again.")
