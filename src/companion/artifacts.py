@@ -11,6 +11,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -109,15 +110,22 @@ def verify(folder: Path) -> dict:
     return manifest
 
 
-def remove_corrupt() -> list[Path]:
-    """Delete artifacts that do not match their manifest; return their folders."""
-    removed = []
-    for manifest in paths.cache().glob(f"*/*/{MANIFEST}"):
+def corrupt() -> list[Path]:
+    """Return the folders of finished artifacts that do not match their manifest or have none."""
+    found = []
+    for folder in sorted(p for p in paths.cache().glob("*/*") if p.is_dir() and re.fullmatch(r"[0-9a-f]{16}", p.name)):
         try:
-            verify(manifest.parent)
+            verify(folder)
         except CompanionError:
-            shutil.rmtree(manifest.parent)
-            removed.append(manifest.parent)
+            found.append(folder)
+    return found
+
+
+def remove_corrupt() -> list[Path]:
+    """Delete corrupt artifacts; return their folders."""
+    removed = corrupt()
+    for folder in removed:
+        shutil.rmtree(folder)
     return removed
 
 

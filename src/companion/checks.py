@@ -29,7 +29,8 @@ class Row:
     def ok(self) -> bool | None:
         if self.expected is None:
             return None
-        return math.isclose(self.found["value"], self.expected, rel_tol=0, abs_tol=self.tolerance)
+        value = self.found["value"]  # None: undefined in this run
+        return value is not None and math.isclose(value, self.expected, rel_tol=0, abs_tol=self.tolerance)
 
 
 def baseline_path(profile: str) -> Path:
@@ -70,13 +71,17 @@ def _published(key: dict | None, table: pd.DataFrame) -> str:
     return f"{match.iloc[0].value:g} ({match.iloc[0].setting})"
 
 
+def _number(value: float | None) -> str:
+    return "undefined" if value is None else f"{value:.4g}"
+
+
 def table(rows: list[Row]) -> Table:
     """The comparison as a table for the terminal."""
     shown = Table("result", "value", "95 % interval", "n", "baseline", "tolerance", "", "published")
     for row in rows:
         f = row.found
-        interval = f"[{f['low']:.4g}, {f['high']:.4g}]" if "low" in f else ""
+        interval = f"[{_number(f['low'])}, {_number(f['high'])}]" if "low" in f else ""
         verdict = {None: "", True: "[green]same[/]", False: "[red]differs[/]"}[row.ok]
         expected, tolerance = ("", "") if row.expected is None else (f"{row.expected:.4g}", f"± {row.tolerance:.3g}")
-        shown.add_row(row.name, f"{f['value']:.4g}", interval, str(f.get("n", "")), expected, tolerance, verdict, row.published)
+        shown.add_row(row.name, _number(f["value"]), interval, str(f.get("n", "")), expected, tolerance, verdict, row.published)
     return shown

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+import json
 import os
 import shutil
 import sys
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -104,23 +104,13 @@ def doctor() -> None:
         table.add_row(name, version)
     table.add_row("cores, free disk", f"{len(os.sched_getaffinity(0))}, {shutil.disk_usage(paths.project()).free / 2**30:.0f} GiB (a run needs 4)")
     table.add_row("cache", f"{paths.cache()} ({sum(p.stat().st_size for p in paths.cache().rglob('*') if p.is_file()) / 2**30:.1f} GiB)")
-    bad = list(_corrupt())
+    bad = artifacts.corrupt()
     problems += len(bad)
     table.add_row("cached artifacts", "sound" if not bad else f"[red]corrupt: {', '.join(map(str, bad))}; run companion clean --corrupt[/]")
     table.add_row("COMPANION_DATA", os.environ.get("COMPANION_DATA", "not set (the public profile would download)"))
     console.print(table)
     if problems:
         raise typer.Exit(2)
-
-
-def _corrupt() -> list[Path]:
-    found = []
-    for manifest in paths.cache().glob(f"*/*/{artifacts.MANIFEST}"):
-        try:
-            artifacts.verify(manifest.parent)
-        except CompanionError:
-            found.append(manifest.parent)
-    return found
 
 
 @make.command()
@@ -162,9 +152,12 @@ def parse_settings(pairs: list[str] | None) -> dict[str, object]:
         key, equals, value = pair.partition("=")
         if not equals or not key.isidentifier():
             raise CompanionError(f"'{pair}' is not of the form key=value: write for example --set prompts=50.")
+        if key == "profile":
+            raise CompanionError("the profile is not set with --set: write for example --profile smoke.")
         try:
             settings[key] = ast.literal_eval(value)
-        except (ValueError, SyntaxError):
+            json.dumps(settings[key])  # goes into results.json
+        except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
             settings[key] = value
     return settings
 

@@ -91,7 +91,7 @@ def pairs(profile: Profile, lm: LanguageModel, probe: Probe, scorer: Scorer) -> 
     def build(folder: Path) -> None:
         made = preferences.make_pairs(lm, probe, texts, scorer, settings, margin=profile.pair_margin, folder=folder, **options)
         if not made:
-            raise CompanionError("PPLM gave no pair that differs enough in toxicity: use more prompts (--set pairs=N) or another model.")
+            raise CompanionError("PPLM gave no pair that differs enough in toxicity: lower the profile's pair_margin or take another model.")
         preferences.write(made, folder / "pairs.jsonl")
 
     inputs = {

@@ -121,7 +121,7 @@ def draw(logits: Float[Tensor, "batch vocab"], sampling: Sampling, u: Float[Tens
     """
     probability, token = (logits.double() / sampling.temperature).softmax(-1).sort(dim=-1, descending=True, stable=True)
     cumulative = probability.cumsum(-1)
-    nucleus = probability * (cumulative - probability < sampling.top_p)  # the most likely token is always in
+    nucleus = probability * (cumulative - probability < max(sampling.top_p, 1e-12))  # the most likely token is always in
     cumulative = nucleus.cumsum(-1)
     rank = (cumulative <= u[:, None].double() * cumulative[:, -1:]).sum(-1, keepdim=True)
     return token.gather(-1, rank.clamp(max=token.shape[-1] - 1))[:, 0]

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from transformer_lens import TransformerBridge
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
@@ -82,9 +83,11 @@ def load_folder(folder: Path, name: str) -> LanguageModel:
         raise CompanionError(f"'{folder}' holds no model: it needs config.json and *.safetensors.")
     try:
         with quiet():
-            model = AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True, dtype=torch.float32)
+            model, info = AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True, dtype=torch.float32, output_loading_info=True)
             tokenizer = AutoTokenizer.from_pretrained(folder)
-    except (OSError, ValueError, RuntimeError) as error:
+        if info["missing_keys"] or not tokenizer.vocab_size:  # transformers would go on with random weights, or with no words
+            raise ValueError(f"weights missing: {sorted(info['missing_keys'])}; words in the tokenizer: {tokenizer.vocab_size}")
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise CompanionError(f"the model in '{folder}' could not be read ({type(error).__name__}): save it again in the Hugging Face format.") from error
     fingerprint = artifacts.key_of({"weights": [artifacts.sha256_file(path) for path in weights]})
     return LanguageModel(name, model.eval().to(best_device()), tokenizer, fingerprint)

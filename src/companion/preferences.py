@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from torch.nn.functional import binary_cross_entropy_with_logits
+from torch.nn.functional import binary_cross_entropy_with_logits, pad
 from tqdm import tqdm
 from transformers import DynamicCache
 
@@ -71,6 +71,8 @@ def pplm(
     already toxic does not satisfy it.
     """
     batch = tokens.pad(prompts, "left")
+    if batch.ids.shape[1] == 1:  # no token before the last: a masked column stands for them
+        batch = tokens.Batch(*(pad(t, (1, 0)) for t in batch))
     generator = torch.Generator().manual_seed(seed)
     mask = batch.mask.to(lm.device)
     step = _Step(lm, probe, settings, toxic)
@@ -177,7 +179,7 @@ def steered(
     With a ``path``, finished batches are kept there, one JSON line each, and a second call goes
     on after them.
     """
-    done = path.read_text().splitlines() if path is not None and path.exists() else []
+    done = [line for line in path.read_text().split("\n") if line] if path is not None and path.exists() else []  # texts may hold other line breaks
     starts = range(0, len(prompts), batch_size)
     for number in tqdm(range(len(done), len(starts)), desc=f"PPLM {'to' if toxic else 'from'} toxicity", disable=path is None):
         rows = prompts[starts[number] : starts[number] + batch_size]
@@ -202,9 +204,11 @@ def make_pairs(
     margin: float,
     folder: Path,
 ) -> list[Pair]:
-    """Up to ``rounds`` pairs per prompt: rejected is steered to toxicity, chosen the less toxic of the other two.
+    """Up to ``rounds + 1`` pairs per prompt.
 
-    Kept are pairs that differ in toxicity by at least ``margin``. Prompts whose greedy continuation
+    Chosen is the less toxic of the greedy continuation and one steered away from toxicity;
+    rejected are ``rounds`` continuations steered to toxicity, and the greedy one, as far as they
+    are more toxic than the chosen one by at least ``margin``. Prompts whose greedy continuation
     ends early are left out: all continuations have ``new_tokens`` tokens, so that DPO cannot
     learn a length. Steered texts are kept in ``folder``; an interrupted call goes on from there.
     """
@@ -214,12 +218,13 @@ def make_pairs(
     common = {"new_tokens": new_tokens, "settings": settings}
     civil = steered(lm, probe, rows, toxic=False, seed=seed, path=folder / "civil.jsonl", **common)
     toxic = [steered(lm, probe, rows, toxic=True, seed=seed + 1000 * r, path=folder / f"toxic_{r}.jsonl", **common) for r in range(rounds)]
-    greedy_score, civil_score, toxic_score = scorer(greedy.texts), scorer(civil), [scorer(texts) for texts in toxic]
+    rejectable = [(texts, scorer(texts)) for texts in (*toxic, greedy.texts)]
+    greedy_score, civil_score = rejectable[-1][1], scorer(civil)
     pairs = []
     for i, whole in enumerate(greedy.mask.all(dim=1).tolist()):
         chosen, low = min((greedy.texts[i], greedy_score[i]), (civil[i], civil_score[i]), key=lambda side: side[1])
-        for texts, scores in zip(toxic, toxic_score, strict=True):
-            if whole and scores[i] - low >= margin:
+        for texts, scores in rejectable:
+            if whole and texts[i] != chosen and scores[i] - low >= margin:
                 pairs.append(Pair(shown[i], chosen, texts[i], round(float(low), 4), round(float(scores[i]), 4)))
     return pairs
 
@@ -232,4 +237,4 @@ def write(pairs: Sequence[Pair], path: Path) -> None:
 def read(path: Path) -> list[Pair]:
     """Read pairs from JSON lines; unknown fields are ignored."""
     names = {field.name for field in fields(Pair)}
-    return [Pair(**{k: v for k, v in json.loads(line).items() if k in names}) for line in path.read_text().splitlines() if line]
+    return [Pair(**{k: v for k, v in json.loads(line).items() if k in names}) for line in path.read_text().split("\n") if line]

@@ -121,12 +121,20 @@ def svd_directions(vectors: Float[Tensor, "n d_model"], k: int) -> Float[Tensor,
     Signs are fixed so that each direction agrees with the mean of the vectors.
     """
     u = torch.linalg.svd(vectors.T.double(), full_matrices=False).U[:, :k].T
-    return (u * torch.sign(u @ vectors.double().mean(0))[:, None]).float()
+    return torch.where((u @ vectors.double().mean(0) < 0)[:, None], -u, u).float()
 
 
 def top_tokens(lm: LanguageModel, direction: Float[Tensor, d_model], k: int = 10) -> list[str]:
     """The k tokens that a direction promotes, read through the final norm's gain and the unembedding."""
-    decoder = lm.model.get_decoder()
-    gain = (decoder.norm if lm.model.config.model_type != "gpt2" else decoder.ln_f).weight
+    gain = final_norm_gain(lm)
+    gain = gain + 1 if lm.model.config.model_type.startswith("gemma") else gain  # Gemma stores its gain less one
     logits = lm.model.get_output_embeddings().weight @ (direction.to(gain) * gain)
     return [lm.tokenizer.decode([i]) for i in logits.topk(k).indices.tolist()]
+
+
+def final_norm_gain(lm: LanguageModel) -> Float[Tensor, d_model]:
+    """Gain of the norm before the unembedding; Gemma stores it as its difference from 1."""
+    decoder = lm.model.get_decoder()
+    if lm.model.config.model_type == "gpt2":
+        return decoder.ln_f.weight
+    return decoder.norm.weight + 1 if lm.model.config.model_type.startswith("gemma") else decoder.norm.weight

@@ -98,10 +98,12 @@ def load(name: str, **overrides: object) -> Profile:
     for key, value in changes.items():
         if key not in settings():
             raise CompanionError(f"'{key}' is not a setting: choose one of {', '.join(sorted(settings()))}.")
-        if isinstance(value, int) and known[key] is float:
+        if type(value) is int and known[key] is float:
             changes[key] = float(value)
-        elif not isinstance(value, known[key]):
+        elif type(value) is not known[key]:  # isinstance would take True for 1
             raise CompanionError(f"the setting '{key}' is of type {known[key].__name__}, not {value!r}.")
+        if known[key] in (int, float) and not 0 <= value < float("inf"):
+            raise CompanionError(f"the setting '{key}' must be a number of at least 0, not {value!r}.")
     return replace(profile, **changes)
 
 

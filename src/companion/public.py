@@ -59,7 +59,7 @@ def fetch(name: str, *, progressbar: bool = False) -> Path:
 def _download(name: str, row: pd.Series, progressbar: bool) -> Path:
     target = paths.cache() / "public" / name
     if target.is_file() and pooch.file_hash(target) != row.sha256:
-        raise CompanionError(f"the cached file '{target}' is corrupt: delete it (or run `companion clean --public`) and run `companion fetch`.")
+        raise CompanionError(f"the cached file '{target}' is corrupt: delete it and run `companion fetch`.")
     try:
         found = pooch.retrieve(row.url, known_hash=f"sha256:{row.sha256}", fname=target.name, path=target.parent, progressbar=progressbar)
     except ValueError as error:  # pooch: the hash of the download differs; it keeps nothing
@@ -97,11 +97,16 @@ def sbf() -> pd.DataFrame:
     (``redditMicroagressions``) are evaluation rows whatever their hash.
     """
     rows = pd.read_csv(fetch("marco/sbf_dev.csv")).dropna(subset=["post", "offensiveYN"])
-    rows = rows.groupby("post", as_index=False, sort=False).agg(offensive=("offensiveYN", "mean"), origin=("dataSource", "first"))
+    rows["post"] = rows.post.str.strip()
+    rows = rows.groupby("post", as_index=False, sort=False).agg(offensive=("offensiveYN", "mean"), origin=("dataSource", _origin))
     rows["label"] = (rows.offensive >= 0.5).astype(int)
     labelled = _labelled(rows.rename(columns={"post": "text"}), "sbf")
     labelled.loc[labelled.origin == SBF_EVALUATION_SOURCE, "split"] = "eval"
     return labelled
+
+
+def _origin(sources: pd.Series) -> str:
+    return SBF_EVALUATION_SOURCE if (sources == SBF_EVALUATION_SOURCE).any() else sources.iloc[0]
 
 
 def dynahate() -> pd.DataFrame:
@@ -145,7 +150,7 @@ def detokenise(text: str) -> str:
     text = re.sub(r" @([-.,])@ ", r"\1", text)
     text = re.sub(r" ([.,:;!?%)\]])", r"\1", text)
     text = re.sub(r"([(\[$£]) ", r"\1", text)
-    text = re.sub(r' " ([^"]*?) "', r' "\1"', text)
+    text = re.sub(r'(^| )" ([^"]*?) "', r'\1"\2"', text)
     return re.sub(r" '(s|t|re|ve|ll|d|m)\b", r"'\1", text)
 
 

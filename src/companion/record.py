@@ -34,7 +34,7 @@ def result(name: str, value: Estimate | float, *, seed: int, digits: int = 3, pe
     estimate = value if isinstance(value, Estimate) else Estimate(float(value), float("nan"), float("nan"), 0)
     glue(name, _text(estimate.value, digits, percent), display=False)
     record = {"value": _plain(estimate.value), "seed": seed}
-    if estimate.n:
+    if isinstance(value, Estimate):
         low, high = _text(estimate.low, digits, percent), _text(estimate.high, digits, percent)
         glue(f"{name}_ci", f"{_text(estimate.value, digits, percent)} [{low}, {high}], n = {estimate.n:,}", display=False)
         record |= {"low": _plain(estimate.low), "high": _plain(estimate.high), "n": estimate.n}

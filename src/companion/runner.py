@@ -116,8 +116,6 @@ def _run_chapter(chapter: Chapter, parameters: dict[str, object], folder: Path, 
     bar = {"desc": f"chapter {chapter.number} {chapter.name}", "unit": "cell", "ncols": 80, "mininterval": 1}
     try:
         with log.open("w") as stream:
-            # Kernels are children: they inherit the environment. Plots need no screen.
-            os.environ.setdefault("MPLBACKEND", "agg")
             notebook = papermill.execute_notebook(
                 str(chapter.path),
                 str(partial),

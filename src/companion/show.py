@@ -7,13 +7,17 @@ import re
 import pandas as pd
 from pandas.io.formats.style import Styler
 
-# Stems of the words that are masked. Shown text is for illustration; scorers always see the original.
-STEMS = (
-    "fuck|shit|cunt|bitch|bastard|asshole|arse|ass|dick|cock|prick|pussy|whore|slut|piss|wank|twat|bollock|crap|tits|damn|"
-    "nigg|fag|retard|tranny|kike|spic|chink"
+# What is masked: shown text is for illustration, scorers always see the original. Some stems are strong
+# wherever they stand in a word; short ones, which many harmless words contain (class, cocktail, Dickens), in some forms only.
+STRONG = (
+    "fuck|shit(?!ake)|cunt(?!horpe)|bitch|bastard|puss(?:y(?!cat|foot)|ies)|whore|slut(?!sky)|(?<!s)wank(?!el)|twat(?!er|ch)|bollock|piss(?!arr)|"
+    "(?<!s)nigg(?=a(?!rd)|er|uh)|faggot|retard(?!ant)|trann(?=y|ies)|kike"
 )
-_WORD = re.compile(rf"\b(\w*?)({STEMS})(\w*)", re.IGNORECASE)
-_SHORT = {"ass", "arse", "cock", "dick", "tits", "spic", "crap", "damn", "fag", "prick"}  # stems that harmless words contain
+SHORT = "ass|arse|dick|cock|prick|tits|titties|spic(?!es)|chink|crap|fag|damn|turd"
+BEFORE = "dumb|jack|bad|smart|fat|lard|lazy|hard|kick|candy|god"
+AFTER = "s|es|ed|ing|it|py|hat|hats|wipe|wipes|hole|holes|head|heads|face|sucker|suckers|sucking"
+_WORD = re.compile(rf"\b(\w*?)({STRONG})(\w*)", re.IGNORECASE)
+_FORM = re.compile(rf"\b((?:{BEFORE})?)({SHORT})((?:{AFTER})?)\b", re.IGNORECASE)
 
 
 def mask(text: str) -> str:
@@ -21,14 +25,12 @@ def mask(text: str) -> str:
 
     def hide(found: re.Match) -> str:
         before, stem, after = found.groups()
-        if stem.lower() in _SHORT and (before or (after and after.lower() not in {"s", "es", "ing", "hole", "holes", "ed", "it", "gots", "got"})):
-            return found.group()
-        return before + stem[0] + "*" * (len(stem) - 1) + after
+        return before + stem[0] + "*" * (len(stem) - 1) + _WORD.sub(hide, after)
 
-    return _WORD.sub(hide, text)
+    return _FORM.sub(hide, _WORD.sub(hide, text))
 
 
 def samples(rows: pd.DataFrame) -> Styler:
-    """A table of texts, masked, without an index, aligned to the left."""
+    """A table of texts, masked and HTML-escaped, without an index, aligned to the left."""
     masked = rows.reset_index(drop=True).map(lambda cell: mask(cell) if isinstance(cell, str) else cell)
-    return masked.style.hide(axis="index").set_properties(**{"text-align": "left"})
+    return masked.style.hide(axis="index").format(escape="html").set_properties(**{"text-align": "left"})

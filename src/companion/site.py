@@ -32,13 +32,27 @@ def build(folder: Path) -> Path:
             shutil.copytree(path, source / name)
         else:
             shutil.copy(path, source / name)
+    for card in paths.DATA.glob("*/README.md"):  # pages/data.md includes them
+        (source / "data" / card.parent.name).mkdir(parents=True)
+        shutil.copy(card, source / "data" / card.parent.name)
     for chapter in runner.chapters():
         executed = folder / chapter.path.name
         if not executed.is_file():
             raise CompanionError(f"chapter '{chapter.name}' has not been run: run `companion run {chapter.name} --profile {folder.name}` first.")
         shutil.copy(executed, source / "chapters" / chapter.path.name)
     output = project / "_build" / "site"
-    command = [sys.executable, "-m", "jupyter_book.cli.main", "build", str(source), "--path-output", str(output), "-W", "-n", "--keep-going"]
+    command = [
+        sys.executable,
+        "-c",
+        "from jupyter_book.cli.main import main; main()",
+        "build",
+        str(source),
+        "--path-output",
+        str(output),
+        "-W",
+        "-n",
+        "--keep-going",
+    ]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     (project / "_build" / "build.log").write_text(done.stdout + done.stderr)
     if done.returncode:

@@ -7,6 +7,7 @@ anything is unpickled; and unpickling is restricted to tensors and plain contain
 
 from __future__ import annotations
 
+import pickle
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -37,8 +38,12 @@ class DetoxifyScorer:
         """Load an official model (``original``, ``unbiased``, …; downloaded) or a checkpoint file."""
         path = Path(name) if Path(name).is_file() else _official(name)
         _check(path)
-        stored = torch.load(path, map_location="cpu", weights_only=True)
-        arguments, classes = stored["config"]["arch"]["args"], stored["config"]["dataset"]["args"]["classes"]
+        try:
+            stored = torch.load(path, map_location="cpu", weights_only=True)
+            arguments, classes = stored["config"]["arch"]["args"], stored["config"]["dataset"]["args"]["classes"]
+            column = next(i for i, c in enumerate(classes) if c in TOXIC)
+        except (pickle.UnpicklingError, RuntimeError, LookupError, TypeError, EOFError, StopIteration) as error:
+            raise CompanionError(f"'{path}' is no Detoxify checkpoint ({type(error).__name__}): choose one that the detoxify package has saved.") from error
         try:
             config = AutoConfig.from_pretrained(arguments["model_type"], num_labels=arguments["num_classes"])
             tokenizer = AutoTokenizer.from_pretrained(arguments["model_type"])
@@ -47,8 +52,12 @@ class DetoxifyScorer:
                 f"Detoxify needs the configuration of '{arguments['model_type']}': go online once, or use a checkpoint whose model_type is a local folder."
             ) from error
         model = AutoModelForSequenceClassification.from_config(config)
-        model.load_state_dict(stored["state_dict"], strict=False)  # old checkpoints carry position ids
-        return cls(model, tokenizer, next(i for i, c in enumerate(classes) if c in TOXIC))
+        weights = {k: v for k, v in stored["state_dict"].items() if not k.endswith("position_ids")}  # old checkpoints carry them
+        try:
+            model.load_state_dict(weights)
+        except RuntimeError as error:
+            raise CompanionError(f"the weights in '{path}' do not fit '{arguments['model_type']}': use the model type it was trained from.") from error
+        return cls(model, tokenizer, column)
 
     @torch.inference_mode()
     def __call__(self, texts: Sequence[str]) -> Float[np.ndarray, texts]:
@@ -87,8 +96,8 @@ def _hash_in_name(path: Path) -> str | None:
 
 def _check(path: Path) -> None:
     note = path.with_name(path.name + ".sha256")
-    expected = note.read_text().split()[0] if note.is_file() else _hash_in_name(path)
-    if expected is None:
+    expected = next(iter(note.read_text().lower().split()), None) if note.is_file() else _hash_in_name(path)
+    if expected is None or len(expected) not in (8, 64):  # 8 in the official names
         raise CompanionError(f"'{path}' is a pickle without a known hash: if you trust it, write its sha256 to '{note.name}' beside it.")
     if not sha256_file(path).startswith(expected):
         raise CompanionError(f"'{path}' does not have its known sha256 ({expected[:8]}…): delete it and download it again.")

@@ -48,7 +48,7 @@ class EmbeddedScorer:
     @classmethod
     def load(cls, folder: Path = FOLDER) -> EmbeddedScorer:
         """Load adapter and heads from a folder (safetensors only)."""
-        if not (folder / "heads.safetensors").is_file():
+        if not all((folder / name).is_file() for name in ("heads.safetensors", "adapter_model.safetensors", "adapter_config.json")):
             raise CompanionError(f"the scorer's weights are not in '{folder}': restore them with git, or train them with `companion make scorer`.")
         encoder, tokenizer = load_encoder()
         merged = PeftModel.from_pretrained(encoder, folder).merge_and_unload()

@@ -1,0 +1,99 @@
+"""What maintainers remake: shipped pairs, baselines, and the README's figure and table."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+
+from companion import checks, data, models, paths, plots, preferences, probe, profiles, toxicity
+from companion.metrics import Estimate
+
+ROUNDS = 2  # continuations steered to toxicity per prompt
+
+# Rows of the README's table: result, what it is, how it is printed, and the published value beside it.
+README_ROWS = (
+    ("setting_toxicity", "mean toxicity of the base model", ".3f", ".453 (GPT-2 medium, Perspective)"),
+    ("setting_floor", "the same for human prose (control)", ".3f", ""),
+    ("probe_accuracy", "accuracy of the linear probe", ".1%", "94 %"),
+    ("probe_accuracy_shuffled", "the same with shuffled labels (control)", ".1%", ""),
+    ("dpo_toxicity_dpo", "mean toxicity after DPO", ".3f", ".208"),
+    ("dpo_relative_drop", "relative drop by DPO, paired", ".1%", "54 %"),
+    ("dpo_relative_drop_control", "relative drop by noise of the same size (control)", ".1%", ""),
+    ("dpo_relative_drop_lexical", "relative drop as the lexical scorer sees it", ".1%", ""),
+    ("dpo_perplexity_rise", "rise in perplexity", ".1%", "7.6 %"),
+    ("dpo_f1_change", "change in F1 of continuations", "+.3f", "+.002"),
+)
+
+
+def ship_pairs() -> int:
+    """Make ``data/pairs/pairs.jsonl`` from the embedded model; steered texts stay in the cache."""
+    profile = profiles.load("embedded")
+    lm, comments = models.load(profile.model), data.comments(profile, "train")
+    layer = lm.n_layers - 1
+    fitted = probe.fit(probe.features(lm, comments.text.tolist(), [layer], progress="probe")[0], comments.label.to_numpy(), layer)
+    folder = paths.cache() / "steered"
+    folder.mkdir(parents=True, exist_ok=True)
+    pairs = preferences.make_pairs(
+        lm, fitted, data.pair_prompts(profile), toxicity.load(profile.scorer), preferences.PPLM(iterations=profile.pplm_iterations),
+        rounds=ROUNDS, new_tokens=profile.new_tokens, max_prompt_tokens=profile.max_prompt_tokens, seed=profile.seed,
+        margin=profile.pair_margin, folder=folder,
+    )  # fmt: skip
+    target = paths.DATA / "pairs" / "pairs.jsonl"
+    target.parent.mkdir(exist_ok=True)
+    preferences.write(pairs, target)
+    return len(pairs)
+
+
+def update_baseline(folder: Path) -> None:
+    """Take a run's values as the baseline; new quantities get a tolerance of their interval's half width."""
+    results = checks.load_results(folder)
+    path = checks.baseline_path(results["profile"])
+    old = json.loads(path.read_text()) if path.is_file() else {}
+    baseline = {}
+    for name, found in results["results"].items():
+        if found["value"] is None:
+            continue
+        entry = old.get(name) or _first_tolerance(found)
+        baseline[name] = {**entry, "value": found["value"], "chapter": found["chapter"]}
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(baseline, indent=1) + "\n")
+
+
+def _first_tolerance(found: dict) -> dict:
+    if "low" in found and found["high"] > found["low"]:
+        return {
+            "tolerance": (found["high"] - found["low"]) / 4,
+            "reason": "half of the interval's half width: rounding on another processor moves less, another story more",
+        }
+    return {"tolerance": max(0.05 * abs(found["value"]), 1e-6), "reason": "5 %: no interval; deterministic up to rounding"}
+
+
+def update_readme(folder: Path) -> None:
+    """Write ``pages/images/results.png`` and the table between the README's markers."""
+    results = checks.load_results(folder)
+    found = results["results"]
+    _figure(found, paths.project() / "pages" / "images" / "results.png")
+    lines = ["| result | value [95 % interval] | n | published |", "|---|---|---|---|"]
+    for name, what, spec, published in README_ROWS:
+        r = found[name]
+        lines.append(f"| {what} | {r['value']:{spec}} [{r['low']:{spec}}, {r['high']:{spec}}] | {r['n']:,} | {published} |")
+    versions = ", ".join(f"{k} {results['versions'][k]}" for k in ("python", "torch", "transformers"))
+    lines.append(f"\nFrom `results.json` of a run of the profile `{results['profile']}` on {results['machine']['cores']} cores ({versions}).")
+    path = paths.project() / "README.md"
+    block = "\n".join(lines)
+    path.write_text(re.sub(r"(<!-- results -->\n).*?(\n<!-- /results -->)", lambda m: m[1] + block + m[2], path.read_text(), flags=re.S))
+
+
+def _figure(found: dict, path: Path) -> None:
+    plots.style()
+    names = ["human prose", "base model", "noise of the same size", "DPO"]
+    keys = ["setting_floor", "dpo_toxicity_base", "dpo_toxicity_control", "dpo_toxicity_dpo"]
+    estimates = [Estimate(found[k]["value"], found[k]["low"], found[k]["high"], found[k]["n"]) for k in keys]
+    ax = plots.bars(names, estimates, title="DPO lowers toxicity; noise of the same size does not", unit="mean probability of toxicity, 95 % interval",
+                    colours=[plots.CONTROL, plots.BASE, plots.CONTROL, plots.DPO])  # fmt: skip
+    path.parent.mkdir(exist_ok=True)
+    ax.figure.savefig(path, dpi=150, bbox_inches="tight")
+    plt.close(ax.figure)

@@ -1,0 +1,69 @@
+"""Fixtures for all tests. Offline, one thread's worth of tiny models; artifacts go to the user's ``COMPANION_CACHE``."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is imported
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import pytest
+import torch
+from hypothesis import settings
+
+from companion import models
+from companion.models import LanguageModel
+
+settings.register_profile("tests", deadline=None, max_examples=50, derandomize=True)
+settings.load_profile("tests")
+
+PROMPTS = ["Hello there, you", "a", "The cat sat on the mat and", "Zx", "What is it?", "é ü", "I think that he was never there at all"]
+
+
+def lively(lm: LanguageModel) -> LanguageModel:
+    """A copy whose attention and MLP weights are large enough that text far back decides the next token.
+
+    As initialised, the tiny models repeat their last token; a wrong mask or position would not show.
+    """
+    model = copy.deepcopy(lm.model)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "wte" in name or "embed" in name or "lm_head" in name or "wpe" in name:
+                parameter.mul_(10.0)
+            elif parameter.ndim == 2:
+                parameter.mul_(25.0)
+            elif name.endswith("bias"):
+                parameter.copy_(0.1 * torch.randn(parameter.shape, generator=generator))
+    return dataclasses.replace(lm, model=model.eval())
+
+
+@pytest.fixture(scope="session", params=["tiny-gpt2", "tiny-llama"])
+def tiny(request) -> LanguageModel:
+    """Both tiny architectures, as they are. Read-only: copy the model before changing it."""
+    return models.load(request.param)
+
+
+@pytest.fixture(scope="session")
+def tiny_llama() -> LanguageModel:
+    return models.load("tiny-llama")
+
+
+@pytest.fixture(scope="session")
+def lively_lm(tiny) -> LanguageModel:
+    """Both tiny architectures with large weights (see :func:`lively`). Read-only."""
+    return lively(tiny)
+
+
+@pytest.fixture(scope="session")
+def embedded_lm() -> LanguageModel:
+    """The real model that ships with the book. Read-only."""
+    return models.load(models.EMBEDDED)
+
+
+@pytest.fixture
+def prompts() -> list[str]:
+    """Prompts of mixed length, among them one of a single token."""
+    return list(PROMPTS)

