@@ -1,4 +1,4 @@
-"""Fixtures for all tests. Offline, one thread's worth of tiny models; artifacts go to the user's ``COMPANION_CACHE``."""
+"""Fixtures for all tests: offline, on the CPU; artifacts go to the user's ``COMPANION_CACHE``."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is imported
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")  # the bit-for-bit tests are for the CPU
 
 import pytest
 import torch

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 
 import numpy as np
 import pytest
@@ -19,10 +20,15 @@ NEW = 6
 QUICK = PPLM(iterations=2)
 
 
+def random_probe(lm, seed: int) -> Probe:
+    """A probe of a random direction, so short that its verdict never saturates (where gradients would be rounding noise)."""
+    weight = torch.randn(32, generator=torch.Generator().manual_seed(seed))
+    return Probe(0.02 * weight / weight.norm(), torch.tensor(0.0), lm.n_layers - 1)
+
+
 @pytest.fixture(scope="module")
 def direction(lively_lm) -> Probe:
-    weight = torch.randn(32, generator=torch.Generator().manual_seed(0))
-    return Probe(weight / weight.norm(), torch.tensor(0.0), lively_lm.n_layers - 1)
+    return random_probe(lively_lm, seed=0)
 
 
 @pytest.fixture
@@ -82,16 +88,35 @@ def verdict(lm, probe: Probe, rows, ids) -> float:
     return total / len(rows)
 
 
-def test_steering_moves_the_text_towards_the_probe(lively_lm, rows):
-    gaps = []
+def test_steering_moves_the_text_towards_the_probe(tiny, rows):
     for seed in range(3):
-        weight = torch.randn(32, generator=torch.Generator().manual_seed(seed))
-        probe = Probe(weight / weight.norm(), torch.tensor(0.0), lively_lm.n_layers - 1)
+        probe = random_probe(tiny, seed)
         towards, away = (
-            verdict(lively_lm, probe, rows, pplm(lively_lm, probe, rows, PPLM(iterations=5), toxic=toxic, new_tokens=NEW, seed=seed)) for toxic in (True, False)
+            verdict(tiny, probe, rows, pplm(tiny, probe, rows, PPLM(iterations=3), toxic=toxic, new_tokens=NEW, seed=seed)) for toxic in (True, False)
         )
-        gaps.append(towards - away)
-    assert min(gaps) > 0
+        assert towards > away
+
+
+def test_steps_lower_the_loss(lively_lm, rows):
+    """One call of ``perturb`` moves the cache, but not its padding, to where the probe agrees more."""
+    probe, batch = random_probe(lively_lm, 0), tokens.pad(rows, "left")
+    pooled = torch.zeros(len(rows), 32)
+    for toxic in (True, False):
+        step = preferences._Step(lively_lm, probe, PPLM(iterations=3, step_size=0.05, kl_scale=0.0), toxic)
+        with torch.no_grad():
+            cache, _, _ = step.forward(None, batch.ids[:, :-1], batch.mask[:, :-1])
+            _, plain, _ = step.forward(cache, batch.ids[:, -1:], batch.mask)
+        moved = step.perturb(cache, batch.ids[:, -1:], batch.mask, plain, pooled, 0)
+        with torch.no_grad():
+            before, after = (step._loss(c, batch.ids[:, -1:], batch.mask, plain, pooled, 0) for c in (cache, moved))
+        assert after < before
+        real = batch.mask[:, None, :-1, None]
+        for (k, v), (k2, v2) in zip(cache, moved, strict=True):
+            for old, new in ((k, k2), (v, v2)):
+                change = (new - old).flatten(1).norm(dim=1)
+                assert (change <= 3 * 0.05 * 1.001).all()
+                assert (change[torch.tensor([len(r) > 1 for r in rows])] > 0).all()
+                assert torch.equal((new - old) * ~real, torch.zeros_like(new))  # padding stays
 
 
 def test_larger_kl_scale_stays_nearer(lively_lm, direction, rows):
@@ -174,19 +199,23 @@ def test_make_pairs(lively_lm, direction, prompts, tmp_path, monkeypatch):
     plain = generate(lively_lm, prompts, new_tokens=NEW)
     monkeypatch.setattr(lively_lm.model.generation_config, "eos_token_id", [0, int(plain.ids[2, 1])])  # this prompt's greedy text ends early
     greedy = generate(lively_lm, prompts, new_tokens=NEW)
-    common = {"settings": QUICK, "rounds": 2, "new_tokens": NEW, "max_prompt_tokens": 50, "seed": 0}
-    scorer = ByteScorer()
-    every = make_pairs(lively_lm, direction, prompts, scorer, margin=-1.0, folder=tmp_path, **common)
-    whole = [p for p, kept in zip(prompts, greedy.mask.all(dim=1), strict=True) if kept]
-    assert 0 < len(whole) < len(prompts)
-    assert [pair.prompt for pair in every] == [p for p in whole for _ in range(2)]
-    files = {name: preferences.steered(lively_lm, direction, [], QUICK, toxic=True, new_tokens=NEW, seed=0, path=tmp_path / name) for name in ("civil.jsonl",)}
-    civil = dict(zip(prompts, files["civil.jsonl"], strict=True))
-    for pair in every:
-        first = greedy.texts[prompts.index(pair.prompt)]
-        assert pair.chosen == min(first, civil[pair.prompt], key=lambda text: scorer([text])[0])
-        assert pair.chosen_toxicity == pytest.approx(scorer([pair.chosen])[0], abs=1e-4)
-        assert pair.rejected_toxicity == pytest.approx(scorer([pair.rejected])[0], abs=1e-4)
-    kept = make_pairs(lively_lm, direction, prompts, scorer, margin=0.2, folder=tmp_path, **common)
-    assert kept == [pair for pair in every if pair.rejected_toxicity - pair.chosen_toxicity >= 0.2]
-    assert 0 < len(kept) < len(every)
+    whole = greedy.mask.all(dim=1).tolist()
+    assert 0 < sum(whole) < len(prompts)
+    scorer, common = ByteScorer(), {"settings": QUICK, "rounds": 2, "new_tokens": NEW, "max_prompt_tokens": 50, "seed": 0, "folder": tmp_path}
+    made = {margin: make_pairs(lively_lm, direction, prompts, scorer, margin=margin, **common) for margin in (-1.0, 0.2)}
+
+    civil, *toxic = (json.loads((tmp_path / name).read_text()) for name in ("civil.jsonl", "toxic_0.jsonl", "toxic_1.jsonl"))
+    score = {text: scorer([text])[0] for text in (*civil, *toxic[0], *toxic[1], *greedy.texts)}
+    for margin, pairs in made.items():
+        expected = []
+        for i, prompt in enumerate(prompts):
+            chosen = min(greedy.texts[i], civil[i], key=score.get)
+            for rejected in (toxic[0][i], toxic[1][i], greedy.texts[i]):
+                if whole[i] and rejected != chosen and score[rejected] - score[chosen] >= margin:
+                    expected.append((prompt, chosen, rejected))
+        assert [(pair.prompt, pair.chosen, pair.rejected) for pair in pairs] == expected
+        assert len(expected) > 3
+        for pair in pairs:
+            assert pair.chosen_toxicity == pytest.approx(score[pair.chosen], abs=1e-4)
+            assert pair.rejected_toxicity == pytest.approx(score[pair.rejected], abs=1e-4)
+    assert len(made[0.2]) < len(made[-1.0])

@@ -27,7 +27,9 @@ def sha(content: bytes) -> str:
 def register(folder: Path, monkeypatch, content: dict[str, bytes], url: str = "http://127.0.0.1:9/nothing") -> None:
     """Make ``folder`` the data folder of the package, with a registry of ``content``."""
     folder.mkdir(exist_ok=True)
-    rows = [{"file": name, "sha256": sha(data), "bytes": len(data), "url": f"{url}/{name}", "licence": "none", "contents": "x"} for name, data in content.items()]
+    rows = [
+        {"file": name, "sha256": sha(data), "bytes": len(data), "url": f"{url}/{name}", "licence": "none", "contents": "x"} for name, data in content.items()
+    ]
     pd.DataFrame(rows).to_csv(folder / "registry.tsv", sep="\t", index=False)
     monkeypatch.setattr(paths, "DATA", folder)
 
@@ -180,7 +182,7 @@ def test_text_hash_is_the_first_eight_hex_digits_of_the_stripped_text():
         ("j", "paradetox", "train"),
         ("g", "jigsaw", "train"),  # 3440028037
         (" g\n", "jigsaw", "train"),
-        ("row 4", "jigsaw", "dev"),
+        ("row 14", "jigsaw", "dev"),
     ],
 )
 def test_split_of_known_texts(text, source, expected):

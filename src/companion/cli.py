@@ -176,6 +176,8 @@ def main() -> None:
     except CompanionError as error:
         print(f"companion: {error}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit) as stop:
+        if isinstance(stop, SystemExit) and stop.code != 130:  # what Typer makes of Ctrl-C
+            raise
         print("companion: stopped; finished work is kept, run the same command to go on.", file=sys.stderr)
         sys.exit(130)

@@ -19,6 +19,7 @@ from typing import NamedTuple
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from jaxtyping import Bool, Float, Int
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -157,6 +158,7 @@ def train(
     ``save_every`` steps the state goes to ``folder``; a call that finds a state there goes on
     from it and ends with the same bits as an undisturbed one.
     """
+    AcceleratorState._reset_state()  # or a second training in this process could not have another precision
     accelerator = Accelerator(mixed_precision=config.precision, cpu=not torch.cuda.is_available())
     model.eval()  # dropout off, as in the papers
     optimizer = torch.optim.RMSprop(model.parameters(), lr=config.learning_rate)

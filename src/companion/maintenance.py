@@ -13,6 +13,21 @@ from companion.metrics import Estimate
 
 ROUNDS = 2  # continuations steered to toxicity per prompt
 
+# (pattern of names, share of the interval's half width, least relative tolerance, reason)
+TOLERANCES = (
+    ("^dpo_first_loss$", 0, 1e-5, "ln 2 before the first step, whatever the model; fp32 rounding"),
+    ("^dpo_pairs", 0, 1e-9, "the shipped file"),
+    (
+        "_dpo$|drop|rise|change|final_accuracy",
+        1,
+        2e-2,
+        "bf16 training rounds differently on another processor; beyond its own interval it would be another result",
+    ),
+    ("_control$", 1, 2e-2, "the noise is scaled to the size of a bf16-trained change"),
+    ("cosine", 0, 1e-2, "logistic regression in fp32; the random directions are seeded"),
+    ("", 0.25, 1e-3, "fp32 and deterministic; another processor may flip a near-tie of greedy decoding"),
+)
+
 # Rows of the README's table: result, what it is, how it is printed, and the published value beside it.
 README_ROWS = (
     ("setting_toxicity", "mean toxicity of the base model", ".3f", ".453 (GPT-2 medium, Perspective)"),
@@ -32,8 +47,7 @@ def ship_pairs() -> int:
     """Make ``data/pairs/pairs.jsonl`` from the embedded model; steered texts stay in the cache."""
     profile = profiles.load("embedded")
     lm, comments = models.load(profile.model), data.comments(profile, "train")
-    layer = lm.n_layers - 1
-    fitted = probe.fit(probe.features(lm, comments.text.tolist(), [layer], progress="probe")[0], comments.label.to_numpy(), layer)
+    fitted = probe.trained(lm, comments.text.tolist(), comments.label.to_numpy(), lm.n_layers - 1)
     folder = paths.cache() / "steered"
     folder.mkdir(parents=True, exist_ok=True)
     pairs = preferences.make_pairs(
@@ -48,27 +62,26 @@ def ship_pairs() -> int:
 
 
 def update_baseline(folder: Path) -> None:
-    """Take a run's values as the baseline; new quantities get a tolerance of their interval's half width."""
+    """Take a run's values as the baseline; quantities that are there keep tolerance and reason."""
     results = checks.load_results(folder)
     path = checks.baseline_path(results["profile"])
     old = json.loads(path.read_text()) if path.is_file() else {}
     baseline = {}
     for name, found in results["results"].items():
-        if found["value"] is None:
-            continue
-        entry = old.get(name) or _first_tolerance(found)
-        baseline[name] = {**entry, "value": found["value"], "chapter": found["chapter"]}
+        if found["value"] is not None:
+            entry = old.get(name) or first_tolerance(name, found)
+            baseline[name] = {**entry, "value": found["value"], "chapter": found["chapter"]}
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps(baseline, indent=1) + "\n")
 
 
-def _first_tolerance(found: dict) -> dict:
-    if "low" in found and found["high"] > found["low"]:
-        return {
-            "tolerance": (found["high"] - found["low"]) / 4,
-            "reason": "half of the interval's half width: rounding on another processor moves less, another story more",
-        }
-    return {"tolerance": max(0.05 * abs(found["value"]), 1e-6), "reason": "5 %: no interval; deterministic up to rounding"}
+def first_tolerance(name: str, found: dict) -> dict:
+    """Tolerance and reason for a new quantity: by what can move it without another story being told."""
+    half_width = (found.get("high") or 0.0) / 2 - (found.get("low") or 0.0) / 2
+    for pattern, share, floor, reason in TOLERANCES:
+        if re.search(pattern, name):
+            return {"tolerance": max(share * half_width, floor * max(1.0, abs(found["value"]))), "reason": reason}
+    raise ValueError(f"no tolerance for {name}")
 
 
 def update_readme(folder: Path) -> None:

@@ -7,6 +7,7 @@ are the toxic value vectors; the SVD of the top ones gives further directions.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 from tqdm import tqdm
 
-from companion import tokens
+from companion import artifacts, tokens
 from companion.models import LanguageModel
 
 MAX_TOKENS = 128
@@ -105,6 +106,27 @@ def fit(pooled: Float[Tensor, "texts d_model"], labels: Int[np.ndarray, texts], 
     return Probe(weight, torch.tensor(regression.intercept_[0], dtype=torch.float32) - weight @ centre, layer)
 
 
+def trained(
+    lm: LanguageModel,
+    texts: Sequence[str],
+    labels: Int[np.ndarray, texts],
+    layer: int,
+    pooled: Float[Tensor, "texts d_model"] | None = None,
+) -> Probe:
+    """Return the probe fitted on these comments, from the store or fitted now.
+
+    ``pooled`` saves the forward passes where the features are at hand; it must be what
+    :func:`features` gives for the texts at this layer.
+    """
+
+    def build(folder: Path) -> None:
+        x = features(lm, texts, [layer])[0] if pooled is None else pooled
+        fit(x, labels, layer).save(folder / "probe.safetensors")
+
+    inputs = {"model": lm.fingerprint, "layer": layer, "comments": artifacts.key_of({"texts": list(texts), "labels": np.asarray(labels).tolist()})}
+    return Probe.load(artifacts.artifact("probe", inputs, build, code=(sys.modules[__name__], tokens)) / "probe.safetensors")
+
+
 def toxic_neurons(
     probe_direction: Float[Tensor, d_model], value_vectors: Float[Tensor, "layer d_mlp d_model"]
 ) -> tuple[Int[Tensor, "neurons 2"], Float[Tensor, neurons]]:
@@ -127,7 +149,6 @@ def svd_directions(vectors: Float[Tensor, "n d_model"], k: int) -> Float[Tensor,
 def top_tokens(lm: LanguageModel, direction: Float[Tensor, d_model], k: int = 10) -> list[str]:
     """The k tokens that a direction promotes, read through the final norm's gain and the unembedding."""
     gain = final_norm_gain(lm)
-    gain = gain + 1 if lm.model.config.model_type.startswith("gemma") else gain  # Gemma stores its gain less one
     logits = lm.model.get_output_embeddings().weight @ (direction.to(gain) * gain)
     return [lm.tokenizer.decode([i]) for i in logits.topk(k).indices.tolist()]
 

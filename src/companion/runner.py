@@ -140,7 +140,7 @@ def _explain(error: PapermillExecutionError, chapter: Chapter, partial: Path, lo
     """Turn a chapter's failure into a sentence if the user can put it right, else point to the log."""
     if error.ename == "CompanionError":
         raise CompanionError(error.evalue) from error
-    if artifacts.is_disk_full(error) or "No space left" in error.evalue:
+    if "No space left on device" in error.evalue:  # not str(error), which quotes the source
         raise artifacts.disk_full_error() from error
     trace = re.sub(r"\x1b\[[0-9;]*m", "", "\n".join(error.traceback))
     with log.open("a") as stream:
@@ -164,7 +164,7 @@ def is_fresh(output: Path, key: str) -> bool:
         return False
     try:
         return nbformat.read(output, as_version=4).metadata.get("companion", {}).get("key") == key
-    except (ValueError, nbformat.ValidationError):
+    except (ValueError, AttributeError, nbformat.ValidationError):  # damaged: no JSON, or no notebook
         return False
 
 

@@ -56,6 +56,7 @@ def train_scorer(folder: Path) -> dict:
     train, dev = (rows[rows.split == split].reset_index(drop=True) for split in ("train", "dev"))
     lexical = LogisticRegression(C=4.0, max_iter=2000).fit(lexical_features(train.text), train.label, sample_weight=row_weights(train))
     encoder, tokenizer, head = train_encoder(train)
+    encoder.peft_config["default"].base_model_name_or_path = "sentence-transformers/all-MiniLM-L6-v2"  # not this machine's path
     encoder.save_pretrained(folder)
     (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty card; ours is written by hand
     weights = {

@@ -1,0 +1,350 @@
+"""The command line: a user's mistake is one sentence on stderr and exit code 2, and costs no earlier result."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+import pytest
+import typer
+from hypothesis import given
+from hypothesis import strategies as st
+
+from companion import __version__, artifacts, checks, cli, models, paths, profiles, record, runner, site
+from companion.errors import CompanionError
+
+PARAMETERS = 'profile = "embedded"\nmodel = None  # a model\nprompts = None\nfail = None\n'
+BODY = """
+from companion import data, models, profiles, record
+P = profiles.load(profile, model=model, prompts=prompts)
+lm = models.load(P.model)
+questions = data.prompts(P)
+if fail == "bug":
+    raise ZeroDivisionError("a bug in chapter mini")
+if fail == "disk":
+    raise OSError(28, "No space left on device")
+record.result("mini_prompts", len(questions), seed=P.seed)
+record.resources()
+"""
+SENTINEL = '{"results": "of an earlier run"}\n'
+
+
+def notebook(*sources: str) -> nbformat.NotebookNode:
+    cells = [nbformat.v4.new_code_cell(source) for source in sources]
+    cells[0].metadata["tags"] = ["parameters"]
+    return nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}})
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch) -> Path:
+    """A checkout with two small chapters, earlier results and an empty cache."""
+    root = tmp_path / "project"
+    (root / "chapters").mkdir(parents=True)
+    (root / "pages").mkdir()
+    nbformat.write(notebook(PARAMETERS, BODY), root / "chapters" / "01_mini.ipynb")
+    nbformat.write(
+        notebook(PARAMETERS.replace("fail", "other"), BODY.replace("mini_", "second_").replace("fail", "other")), root / "chapters" / "02_second.ipynb"
+    )
+    (root / "_toc.yml").write_text("root: intro\nparts:\n- chapters:\n  - file: pages/page\n  - file: chapters/01_mini\n  - file: chapters/02_second\n")
+    for name in ("_config.yml", "intro.md", "references.bib", "pages/page.md"):
+        (root / name).write_text("# Title\n")
+    for profile in profiles.names():
+        (root / "_build" / "runs" / profile).mkdir(parents=True)
+        (root / "_build" / "runs" / profile / "results.json").write_text(SENTINEL)
+    monkeypatch.setattr(paths, "project", lambda: root)
+    monkeypatch.setenv("COMPANION_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.delenv("COMPANION_DATA", raising=False)
+    return root
+
+
+def earlier_results_unchanged(root: Path) -> bool:
+    return all((root / "_build" / "runs" / name / "results.json").read_text() == SENTINEL for name in profiles.names())
+
+
+@pytest.fixture
+def companion(monkeypatch, capsys):
+    """Call the entry point as the shell does; returns exit code, stdout and stderr."""
+
+    def call(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["companion", *arguments])
+        with pytest.raises(SystemExit) as caught:
+            cli.main()
+        out, err = capsys.readouterr()
+        return caught.value.code or 0, out, err
+
+    return call
+
+
+def assert_one_sentence(code: int, err: str) -> None:
+    """Exit code 2 and exactly one sentence of the program on stderr (progress bars may stand before it)."""
+    assert code == 2, err
+    lines = [line for line in re.split(r"[\n\r]", err) if line.strip() and not re.search(r"(it|cell|s)/(s|it|cell)\b|\?(it|cell)/s", line)]
+    assert len(lines) == 1 and lines[0].startswith("companion: ") and lines[0].endswith("."), err
+    assert "Traceback" not in err
+
+
+MISTAKES = {
+    "chapter": (["run", "nonsense"], r"no chapter 'nonsense'.*mini, second"),
+    "one chapter of two": (["run", "mini", "nonsense"], r"no chapter 'nonsense'"),
+    "a page is no chapter": (["run", "page"], r"no chapter 'page'"),
+    "profile": (["run", "--profile", "nonsense"], r"no profile 'nonsense'.*smoke"),
+    "profile is a path": (["run", "--profile", "../smoke"], r"no profile '../smoke'"),
+    "parameter": (["run", "-p", "smoke", "--set", "nonsense=1"], r"no chosen chapter has a parameter 'nonsense'.*model, .*prompts"),
+    "parameter of another chapter": (["run", "mini", "-p", "smoke", "--set", "other=bug"], r"no chosen chapter has a parameter 'other'"),
+    "type: text for a number": (["run", "-p", "smoke", "--set", "prompts=many"], r"'prompts' is of type int, not 'many'"),
+    "type: float for an int": (["run", "-p", "smoke", "--set", "prompts=1.5"], r"'prompts' is of type int, not 1.5"),
+    "type: bool for an int": (["run", "-p", "smoke", "--set", "prompts=True"], r"'prompts' is of type int, not True"),
+    "type: list": (["run", "-p", "smoke", "--set", "prompts=[1]"], r"'prompts' is of type int"),
+    "type: number for a name": (["run", "-p", "smoke", "--set", "model=1"], r"'model' is of type str, not 1"),
+    "type: not a literal": (["run", "-p", "smoke", "--set", "prompts={[]: 1}"], r"'prompts' is of type int"),
+    "type: not for JSON": (["run", "-p", "smoke", "--set", "prompts={1}"], r"'prompts' is of type int"),
+    "negative": (["run", "-p", "smoke", "--set", "prompts=-1"], r"'prompts' must be a number of at least 0"),
+    "no equals sign": (["run", "-p", "smoke", "--set", "prompts"], r"'prompts' is not of the form key=value"),
+    "no key": (["run", "-p", "smoke", "--set", "=3"], r"'=3' is not of the form key=value"),
+    "key with spaces": (["run", "-p", "smoke", "--set", "my prompts=3"], r"is not of the form key=value"),
+    "profile among the parameters": (["run", "-p", "smoke", "--set", "profile=public"], r"write for example --profile smoke"),
+    "check without a run": (["check", "-p", "smoke", "--set", "prompts=3"], r"holds no results.json: run `companion run` first"),
+    "check of no profile": (["check", "-p", "nonsense"], r"holds no results.json"),
+    "check with an odd value": (["check", "-p", "smoke", "--set", "prompts={1}"], r"holds no results.json"),
+    "build without a run": (["build", "-p", "smoke"], r"chapter 'mini' has not been run: run `companion run mini --profile smoke` first"),
+    "fetch of no file": (["fetch", "nonsense.csv"], r"1 of the files could not be had: nonsense.csv"),
+}
+
+
+@pytest.mark.parametrize(("arguments", "message"), MISTAKES.values(), ids=MISTAKES)
+def test_mistakes_are_one_sentence(project, companion, arguments, message):
+    code, _, err = companion(*arguments)
+    assert_one_sentence(code, err)
+    assert re.search(message, err)
+    assert earlier_results_unchanged(project)
+    assert {p.name for p in (project / "_build" / "runs").iterdir()} == set(profiles.names())  # and no new folder
+
+
+def test_missing_local_data_of_the_public_profile(project, companion, monkeypatch, tmp_path):
+    monkeypatch.setenv("COMPANION_DATA", str(tmp_path / "nowhere"))
+    code, _, err = companion("run", "mini", "-p", "public", "--set", "model=tiny-llama")
+    assert_one_sentence(code, err)
+    assert "COMPANION_DATA is" in err and "not a folder" in err
+    assert earlier_results_unchanged(project)
+    code, out, err = companion("fetch")
+    assert_one_sentence(code, err)
+    assert "COMPANION_DATA is" in out
+
+
+def test_corrupt_cache_names_a_remedy_that_works(project, companion):
+    models.load("tiny-llama")
+    [weights] = (paths.cache() / "models").glob("*/model.safetensors")
+    weights.write_bytes(weights.read_bytes()[:-1])
+    code, out, err = companion("doctor")
+    assert code == 2 and weights.parent.name in out.replace("\n", "")
+    code, _, err = companion("run", "mini", "-p", "smoke")
+    assert_one_sentence(code, err)
+    assert str(weights.parent) in err and "companion clean --corrupt" in err
+    assert earlier_results_unchanged(project)
+    code, out, _ = companion("clean", "--corrupt")
+    assert code == 0 and weights.parent.name in out and not weights.parent.exists()
+    assert companion("run", "mini", "-p", "smoke")[0] == 0
+
+
+def test_run_check_and_failures(project, companion, monkeypatch):
+    """One run, then everything that builds on it: unchanged chapters, failures, checks."""
+    folder = project / "_build" / "runs" / "smoke"
+    code, out, err = companion("run", "-p", "smoke")
+    assert code == 0, err
+    results = json.loads((folder / "results.json").read_text())
+    assert results["profile"] == "smoke" and results["parameters"] == {}
+    assert results["results"] == {name: {"value": 12.0, "seed": 0, "chapter": name.split("_")[0]} for name in ("mini_prompts", "second_prompts")}
+    assert set(results["chapters"]) == {"mini", "second"}
+    assert all(entry["seconds"] > 0 and entry["peak_memory_mb"] > 50 for entry in results["chapters"].values())
+    assert "transformers" in results["versions"] and not list(folder.glob("*.partial*"))
+    before = {p.name: p.read_bytes() for p in folder.glob("*.ipynb")}
+
+    code, out, _ = companion("run", "1", "-p", "smoke")  # by number; nothing has changed
+    assert code == 0 and "unchanged" in out and {p.name: p.read_bytes() for p in folder.glob("*.ipynb")} == before
+
+    source = project / "chapters" / "01_mini.ipynb"
+    nbformat.write(notebook(PARAMETERS.replace("fail = None", 'fail = "bug"'), BODY), source)
+    stored = (folder / "results.json").read_bytes()
+    with pytest.raises(RuntimeError, match=r"chapter mini failed with ZeroDivisionError: a bug in chapter mini[\s\S]*01_mini.log"):
+        runner.run(None, "smoke", {})
+    assert "ZeroDivisionError" in (folder / "logs" / "01_mini.log").read_text()
+    assert (folder / "results.json").read_bytes() == stored and (folder / "01_mini.ipynb").read_bytes() == before["01_mini.ipynb"]
+
+    nbformat.write(notebook(PARAMETERS.replace("fail = None", 'fail = "disk"'), BODY), source)
+    code, _, err = companion("run", "mini", "-p", "smoke")
+    assert_one_sentence(code, err)
+    assert "the disk is full" in err and (folder / "results.json").read_bytes() == stored
+
+    baseline = project / "tests" / "baselines" / "smoke.json"
+    baseline.parent.mkdir(parents=True)
+    code, out, _ = companion("check", "-p", "smoke")
+    assert code == 0 and "no baseline" in out
+    entry = {"value": 12, "tolerance": 0, "reason": "a count", "chapter": "mini"}
+    for content, expected, said in (
+        ({"mini_prompts": entry}, 0, "same"),
+        ({"mini_prompts": {**entry, "value": 13}}, 1, "mini_prompts"),
+        ({"mini_gone": entry}, 1, "mini_gone"),
+        ({"third": {**entry, "chapter": "third"}}, 0, "12"),  # a chapter that was not run is not missed
+    ):
+        baseline.write_text(json.dumps(content))
+        code, out, _ = companion("check", "-p", "smoke")
+        assert code == expected and said in out
+    assert (folder / "results.json").read_bytes() == stored
+
+
+def test_changed_parameters_get_a_folder_of_their_own(project):
+    assert runner.run_folder("smoke", {}) == project / "_build" / "runs" / "smoke"
+    folders = [runner.run_folder("smoke", {"prompts": n}) for n in (1, 2, 1)]
+    assert folders[0] == folders[2] != folders[1] and all(f.parent == project / "_build" / "runs" and f.name.startswith("smoke-") for f in folders)
+
+
+def test_chapter_key_follows_source_parameters_and_data(project, monkeypatch, tmp_path):
+    [first, second] = runner.chapters()
+    keys = [runner.chapter_key(first, {"profile": "smoke"}), runner.chapter_key(first, {"profile": "public"}), runner.chapter_key(second, {"profile": "smoke"})]
+    assert runner.chapter_key(first, {"profile": "smoke"}) == keys[0]
+    first.path.write_text(first.path.read_text() + "\n")
+    keys.append(runner.chapter_key(first, {"profile": "smoke"}))
+    shutil.copytree(paths.DATA / "prompts", tmp_path / "data" / "prompts")
+    monkeypatch.setattr(paths, "DATA", tmp_path / "data")
+    keys.append(runner.chapter_key(first, {"profile": "smoke"}))
+    (tmp_path / "data" / "prompts" / "prompts.jsonl").write_text("")
+    keys.append(runner.chapter_key(first, {"profile": "smoke"}))
+    (tmp_path / "data" / "prompts" / "README.md").write_text("a card changes no number")
+    assert runner.chapter_key(first, {"profile": "smoke"}) == keys[-1]
+    assert len(set(keys)) == 6
+
+
+def test_chapters_come_in_the_order_of_the_book(project):
+    assert [c.name for c in runner.chapters()] == ["mini", "second"] == [c.name for c in runner.chapters(["02_second", "1"])]
+    for alias in ("second", "2", "02_second", "02_second.ipynb"):
+        assert [c.number for c in runner.chapters([alias])] == [2]
+
+
+def test_a_damaged_executed_chapter_is_not_fresh(tmp_path):
+    path = tmp_path / "x.ipynb"
+    assert not runner.is_fresh(path, "k")
+    for content in ("", "{", '{"cells": []}', "[]"):
+        path.write_text(content)
+        assert not runner.is_fresh(path, "k")
+    nbformat.write(nbformat.v4.new_notebook(metadata={"companion": {"key": "k"}}), path)
+    assert runner.is_fresh(path, "k") and not runner.is_fresh(path, "other")
+
+
+def test_interrupt_is_one_sentence(project, companion, monkeypatch):
+    def interrupt(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(runner, "run", interrupt)
+    code, _, err = companion("run", "-p", "smoke")
+    assert code == 130 and "Traceback" not in err and "run the same command" in err and len(err.strip().splitlines()) == 1
+
+
+def test_ctrl_c_in_a_chapter_stops_its_kernel_and_the_next_run_goes_on(project, tmp_path):
+    """A real SIGINT to a real run: a sentence, exit code 130, no kernel left behind, first chapter kept."""
+    marker = tmp_path / "kernel"
+    waiting = (
+        f"import os, pathlib, time\nmark = pathlib.Path({str(marker)!r})\nif not mark.exists():\n    mark.write_text(str(os.getpid()))\n    time.sleep(300)\n"
+    )
+    nbformat.write(notebook("profile = 'embedded'", "1 + 1"), project / "chapters" / "01_mini.ipynb")
+    nbformat.write(notebook("profile = 'embedded'", waiting), project / "chapters" / "02_second.ipynb")
+    code = f"import pathlib\nfrom companion import cli, paths\npaths.project = lambda: pathlib.Path({str(project)!r})\ncli.main()"
+    command = [sys.executable, "-c", code, "run", "-p", "smoke"]
+    first = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not (marker.exists() and marker.read_text()) and time.monotonic() < deadline and first.poll() is None:
+        time.sleep(0.1)
+    first.send_signal(signal.SIGINT)
+    _, err = first.communicate(timeout=60)
+    assert first.returncode == 130 and err.strip().splitlines()[-1].startswith("companion: stopped;")
+    assert str(paths.PACKAGE) not in err  # no traceback of ours (the dying kernel may print one of its own)
+    kernel = Path(f"/proc/{marker.read_text()}")
+    while kernel.exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not kernel.exists()
+    assert earlier_results_unchanged(project)
+    second = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert second.returncode == 0 and "chapter 1 mini: unchanged since its last run" in second.stdout
+    assert not earlier_results_unchanged(project)
+
+
+def test_version_and_help(companion):
+    assert companion("--version")[:2] == (0, f"{__version__}\n")
+    code, out, _ = companion("--help")
+    assert code == 0 and all(command in out for command in ("run", "check", "build", "fetch", "clean", "doctor", "make"))
+    assert companion("run", "--nonsense")[0] == 2 and companion("nonsense")[0] == 2
+
+
+@given(
+    st.from_regex(r"[a-z_]{1,8}", fullmatch=True).filter(lambda k: k != "profile"),
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
+)
+def test_settings_are_read_as_literals(key, value):
+    assert cli.parse_settings([f"{key}={value!r}"]) == {key: value}
+
+
+@given(st.text())
+def test_any_value_gives_something_that_results_json_can_hold(value):
+    found = cli.parse_settings([f"key={value}"])
+    assert list(found) == ["key"]
+    artifacts.key_of(found)
+
+
+def test_settings_by_hand():
+    assert cli.parse_settings(None) == cli.parse_settings([]) == {}
+    assert cli.parse_settings(["model=a=b", "prompts=3", "model=tiny-gpt2"]) == {"model": "tiny-gpt2", "prompts": 3}
+    assert cli.parse_settings(["model=a=b"]) == {"model": "a=b"} and cli.parse_settings(["model="]) == {"model": ""}
+
+
+def test_every_command_that_a_message_names_exists():
+    """A remedy must not be a command that there is not."""
+    command = typer.main.get_command(cli.app)
+    named = {match for path in paths.PACKAGE.rglob("*.py") for match in re.findall(r"`companion ([a-z]+)((?: [a-z]+)?)((?: --[a-z]+)*)", path.read_text())}
+    assert len(named) >= 4
+    for name, sub, options in named:
+        found = command.commands[name]
+        if name == "make":
+            found = found.commands[sub.strip()]
+        known = {option for parameter in found.params for option in parameter.opts}
+        assert set(options.split()) <= known, (name, options)
+
+
+def test_site_requires_every_page_and_a_figure_in_every_chapter(project, tmp_path):
+    html = tmp_path / "html"
+    for page in ("intro", "pages/page", "chapters/01_mini", "chapters/02_second"):
+        (html / page).parent.mkdir(parents=True, exist_ok=True)
+        (html / f"{page}.html").write_text('<img src="../_images/x.png">')
+    site.require_pages(html)
+    (html / "pages" / "page.html").write_text("no figure needed")
+    site.require_pages(html)
+    (html / "chapters" / "02_second.html").write_text("no figure")
+    with pytest.raises(CompanionError, match="'chapters/02_second' was built without a figure"):
+        site.require_pages(html)
+    (html / "intro.html").unlink()
+    with pytest.raises(CompanionError, match=r"'intro' of _toc\.yml is missing"):
+        site.require_pages(html)
+
+
+def test_results_of_the_real_layout_are_read_back(project):
+    """write_results and load_results fit together, undefined values included."""
+    folder = runner.run_folder("smoke", {})
+    executed = notebook(PARAMETERS)
+    glued = {"record:x": {"value": None, "seed": 0}, "text": "word", "record:peak_memory": {"value": 100}}
+    executed.cells[0].outputs = [
+        nbformat.v4.new_output("display_data", {"application/papermill.record/text/plain": repr(value)}, metadata={"scrapbook": {"name": name}})
+        for name, value in glued.items()
+    ]
+    executed.metadata["companion"] = {"key": "k", "seconds": 1.5}
+    nbformat.write(executed, folder / "01_mini.ipynb")
+    assert set(record.collect(folder / "01_mini.ipynb")) == {"x", "peak_memory"}
+    runner.write_results(folder, "smoke", {"prompts": 3})
+    found = checks.load_results(folder)
+    assert found["results"] == {"x": {"value": None, "seed": 0, "chapter": "mini"}} and found["parameters"] == {"prompts": 3}
+    assert found["chapters"] == {"mini": {"seconds": 1.5, "peak_memory_mb": 100}}

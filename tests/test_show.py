@@ -1,0 +1,71 @@
+"""Masking hides strong words and leaves harmless ones readable."""
+
+from __future__ import annotations
+
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from companion import show
+
+STRONG_WORDS = """
+fuck FUCKING Fucked motherfucker clusterfuck bullshit shitty cunts bitches bastard asshole assholes dumbass jackass badass ass asses goddamn damn
+damnit dick dickhead cocksucker cock pricks pussy pussies whore sluts wanker twat twats bollocks pissed piss tits crap crappy arsehole nigger nigga
+faggot fag fags retard retarded tranny trannies kike spic chink half-assed son-of-a-bitch
+"""
+STRONG = STRONG_WORDS.split()
+HARMLESS_WORDS = """
+class assess assessment assassin assets bass grass passes embarrass cocktail cockpit peacock Hancock Cockburn Scunthorpe Dickens dictionary Saltwater
+sweetwater meltwater nightwatch swanky Wankel snigger niggle niggardly retardant Pissarro spices spicy conspicuous scrap prickly shiitake Shitake
+pussycat Sussex Essex arsenal parse sparse hearse vintage flag condamnation fagade titan altitude Title institute
+"""
+HARMLESS = HARMLESS_WORDS.split()
+
+
+@pytest.mark.parametrize("word", STRONG)
+def test_strong_words_are_masked(word):
+    masked = show.mask(word)
+    assert masked != word and "**" in masked
+    assert len(masked) == len(word)
+    assert all(a == b or a == "*" for a, b in zip(masked, word, strict=True))
+    assert show.mask(f"You {word}, you!") == f"You {masked}, you!"
+    assert show.mask(word.upper()) == "".join("*" if m == "*" else w for m, w in zip(masked, word.upper(), strict=True))
+
+
+@pytest.mark.parametrize("word", HARMLESS)
+def test_harmless_words_stay_readable(word):
+    for form in (word, word.upper(), word.lower(), f"the {word}, then"):
+        assert show.mask(form) == form
+
+
+def test_by_hand():
+    assert show.mask("What the fuck is this bullshit?") == "What the f*** is this bulls***?"
+    assert show.mask("fuckshit shitfuck") == "f***s*** s***f***"
+    assert show.mask("FUCK\nShit\tdamn") == "F***\nS***\td***"
+    assert show.mask("") == ""
+
+
+@given(st.lists(st.sampled_from([*STRONG, *HARMLESS, "and", "!", "\n", "😀", "é"]), max_size=10).map(" ".join))
+def test_masking_changes_nothing_else(text):
+    masked = show.mask(text)
+    assert len(masked) == len(text)
+    assert all(a in (b, "*") for a, b in zip(masked, text, strict=True))
+    assert show.mask(masked) == masked
+    assert masked == " ".join(show.mask(word) for word in text.split(" "))  # a word is masked whatever stands beside it
+
+
+@given(st.text(max_size=60))
+def test_any_text_can_be_masked(text):
+    masked = show.mask(text)
+    assert len(masked) == len(text) and all(a in (b, "*") for a, b in zip(masked, text, strict=True))
+
+
+def test_samples_mask_escape_and_keep_numbers():
+    rows = pd.DataFrame({"text": ["you fuck <b>&", "fine"], "score": [0.5, 0.25], "n": [3, 4]}, index=[7, 9])
+    html = show.samples(rows).to_html()
+    assert "fuck" not in html and "f***" in html
+    assert "&lt;b&gt;&amp;" in html and "<b>" not in html  # text of a model must not become markup
+    assert "0.5" in html and "fine" in html and ">3<" in html
+    assert ">7<" not in html  # no index
+    assert rows.text[7] == "you fuck <b>&"  # the table itself is untouched
