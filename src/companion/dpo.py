@@ -45,12 +45,12 @@ class DPOConfig:
     beta: float = 0.1
     learning_rate: float = 5e-6
     batch_size: int = 8
-    steps: int = 140
+    steps: int = 72
     warmup: int = 20
     max_grad_norm: float = 10.0
     max_prompt_tokens: int = 32
     max_new_tokens: int = 20
-    precision: str = "bf16"
+    precision: str = "no"
     seed: int = 0
 
     @classmethod

@@ -18,7 +18,7 @@ from pathlib import Path
 import pandas as pd
 import pooch
 
-from companion import neardup, paths
+from companion import artifacts, neardup, paths
 from companion.errors import CompanionError
 
 # The modulus that sends a row of a source to the evaluation part (the rest: dev or train).
@@ -65,6 +65,8 @@ def _download(name: str, row: pd.Series, progressbar: bool) -> Path:
     except ValueError as error:  # pooch: the hash of the download differs; it keeps nothing
         raise CompanionError(f"the download of '{name}' does not have its registered sha256: try again later, or set COMPANION_DATA.") from error
     except OSError as error:
+        if artifacts.is_disk_full(error):
+            raise artifacts.disk_full_error() from error
         raise CompanionError(
             f"'{name}' could not be downloaded ({type(error).__name__}): check the network, or set COMPANION_DATA to a folder that holds it."
         ) from error
