@@ -22,7 +22,7 @@ app = typer.Typer(
 )
 make = typer.Typer(no_args_is_help=True, help="Remake what data/ ships and the README shows (for maintainers).")
 app.add_typer(make, name="make")
-console = Console(highlight=False)
+console = Console(highlight=False, width=None if sys.stdout.isatty() else 150)  # logs must not squeeze tables
 
 ProfileOption = Annotated[str, typer.Option("--profile", "-p", help="smoke, embedded, public or paper")]
 SetOption = Annotated[list[str] | None, typer.Option("--set", "-s", help="key=value: change a chapter's parameter; may be repeated")]

@@ -28,6 +28,19 @@ TOLERANCES = (
     ("", 0.25, 1e-3, "fp32 and deterministic; another processor may flip a near-tie of greedy decoding"),
 )
 
+# Counterparts in Lee et al. (2024), table 2: (intervention, metric)
+PUBLISHED = {
+    "setting_toxicity": ("none", "toxicity"),
+    "setting_perplexity": ("none", "perplexity"),
+    "setting_f1": ("none", "f1"),
+    "dpo_toxicity_base": ("none", "toxicity"),
+    "dpo_toxicity_dpo": ("DPO", "toxicity"),
+    "dpo_perplexity_base": ("none", "perplexity"),
+    "dpo_perplexity_dpo": ("DPO", "perplexity"),
+    "dpo_f1_base": ("none", "f1"),
+    "dpo_f1_dpo": ("DPO", "f1"),
+}
+
 # Rows of the README's table: result, what it is, how it is printed, and the published value beside it.
 README_ROWS = (
     ("setting_toxicity", "mean toxicity of the base model", ".3f", ".453 (GPT-2 medium, Perspective)"),
@@ -69,8 +82,11 @@ def update_baseline(folder: Path) -> None:
     baseline = {}
     for name, found in results["results"].items():
         if found["value"] is not None:
-            entry = old.get(name) or first_tolerance(name, found)
-            baseline[name] = {**entry, "value": found["value"], "chapter": found["chapter"]}
+            entry = {**(old.get(name) or first_tolerance(name, found)), "value": found["value"], "chapter": found["chapter"]}
+            if name in PUBLISHED:
+                intervention, metric = PUBLISHED[name]
+                entry["published"] = {"source": "lee2024", "table": "Table 2", "setting": "gpt2-medium", "intervention": intervention, "metric": metric}
+            baseline[name] = entry
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps(baseline, indent=1) + "\n")
 

@@ -104,7 +104,7 @@ def toxicity_probability(scores: Float[np.ndarray, "prompt sample"], seed: int =
 
 
 @torch.inference_mode()
-def cross_entropy(lm: LanguageModel, windows: Sequence[Sequence[int]], batch_size: int = 8) -> tuple[np.ndarray, np.ndarray]:
+def cross_entropy(lm: LanguageModel, windows: Sequence[Sequence[int]], batch_size: int = 2) -> tuple[np.ndarray, np.ndarray]:
     """Return, per window of ids, the summed negative log-likelihood (nats, fp64) and the tokens scored.
 
     The first token of a window has no context and is not scored.
