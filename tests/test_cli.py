@@ -257,7 +257,9 @@ def test_ctrl_c_in_a_chapter_stops_its_kernel_and_the_next_run_goes_on(project, 
     nbformat.write(notebook("profile = 'embedded'", waiting), project / "chapters" / "02_second.ipynb")
     code = f"import pathlib\nfrom companion import cli, paths\npaths.project = lambda: pathlib.Path({str(project)!r})\ncli.main()"
     command = [sys.executable, "-c", code, "run", "-p", "smoke"]
-    first = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    # A background job of a shell inherits SIGINT ignored; a user's terminal does not.
+    restore = lambda: signal.signal(signal.SIGINT, signal.default_int_handler)  # noqa: E731
+    first = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, preexec_fn=restore)
     deadline = time.monotonic() + 120
     while not (marker.exists() and marker.read_text()) and time.monotonic() < deadline and first.poll() is None:
         time.sleep(0.1)

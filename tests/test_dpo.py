@@ -252,8 +252,7 @@ def test_losses_equal_trl(tiny, triples, tmp_path, precompute):
     assert ours[0] - ours[-1] > 0.05  # something was learned
 
 
-def test_default_precision_is_autocast_with_fp32_weights(tiny_llama, tmp_path):
-    assert DPOConfig().precision == "bf16"
+def test_autocast_keeps_the_weights_in_fp32(tiny_llama, tmp_path):
     model = copy.deepcopy(tiny_llama.model)
     dpo.train(model, encode_pairs(tiny_llama.tokenizer, some_pairs(4), 10, 8), DPOConfig(**{**vars(FAST), "precision": "bf16", "steps": 1}), tmp_path)
     assert {p.dtype for p in model.parameters()} == {torch.float32}

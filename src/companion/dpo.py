@@ -85,12 +85,12 @@ class PairBatch(NamedTuple):
 
 
 def dpo_loss(
-    chosen: Float[Tensor, pairs],
-    rejected: Float[Tensor, pairs],
-    reference_chosen: Float[Tensor, pairs],
-    reference_rejected: Float[Tensor, pairs],
+    chosen: Float[Tensor, "pairs"],
+    rejected: Float[Tensor, "pairs"],
+    reference_chosen: Float[Tensor, "pairs"],
+    reference_rejected: Float[Tensor, "pairs"],
     beta: float,
-) -> Float[Tensor, pairs]:
+) -> Float[Tensor, "pairs"]:
     """−log σ(β[(log π_w − log π_ref,w) − (log π_l − log π_ref,l)]) per pair (Rafailov et al., 2023, equation 7)."""
     return -logsigmoid(beta * ((chosen - reference_chosen) - (rejected - reference_rejected)))
 
@@ -109,7 +109,7 @@ def collate(triples: Sequence[Triple]) -> PairBatch:
     return PairBatch(torch.cat([prompts.ids, completions.ids], 1), torch.cat([prompts.mask, completions.mask], 1), torch.tensor(completions.ids.shape[1]))
 
 
-def completion_logps(model: nn.Module, batch: PairBatch) -> Float[Tensor, twice_batch]:
+def completion_logps(model: nn.Module, batch: PairBatch) -> Float[Tensor, "twice_batch"]:
     """Sum over completion tokens of log π(token | prompt, tokens before), in fp32.
 
     ``logits_to_keep`` makes the (large) logits for the completion columns only.

@@ -42,7 +42,7 @@ class Generated:
     ids: Int[Tensor, "prompt new"]
     mask: Bool[Tensor, "prompt new"]
     texts: list[str]
-    activation_sums: dict[str, Float[Tensor, d_mlp]]
+    activation_sums: dict[str, Float[Tensor, "d_mlp"]]
 
 
 def generate(
@@ -113,7 +113,7 @@ def _decode(
     return ids.cpu(), mask.cpu()
 
 
-def draw(logits: Float[Tensor, "batch vocab"], sampling: Sampling, u: Float[Tensor, batch]) -> Int[Tensor, batch]:
+def draw(logits: Float[Tensor, "batch vocab"], sampling: Sampling, u: Float[Tensor, "batch"]) -> Int[Tensor, "batch"]:
     """Draw from the nucleus by inverting its cumulative distribution at the uniform numbers ``u``.
 
     The nucleus is the smallest set of most likely tokens with total probability ≥ top_p
@@ -124,7 +124,8 @@ def draw(logits: Float[Tensor, "batch vocab"], sampling: Sampling, u: Float[Tens
     nucleus = probability * (cumulative - probability < max(sampling.top_p, 1e-12))  # the most likely token is always in
     cumulative = nucleus.cumsum(-1)
     rank = (cumulative <= u[:, None].double() * cumulative[:, -1:]).sum(-1, keepdim=True)
-    return token.gather(-1, rank.clamp(max=token.shape[-1] - 1))[:, 0]
+    last = (nucleus > 0).sum(-1, keepdim=True) - 1  # u may have been rounded up to 1
+    return token.gather(-1, torch.minimum(rank, last))[:, 0]
 
 
 def _noise(prompts: Sequence[int], new_tokens: int, sampling: Sampling | None) -> Float[Tensor, "batch new"] | None:

@@ -24,7 +24,7 @@ def shingles(text: str) -> set[tuple[str, ...]]:
     return {tuple(w[i : i + SHINGLE]) for i in range(max(1, len(w) - SHINGLE + 1))}
 
 
-def near_duplicates(texts: Iterable[str], *, of: Iterable[str]) -> Bool[np.ndarray, texts]:
+def near_duplicates(texts: Iterable[str], *, of: Iterable[str]) -> Bool[np.ndarray, "texts"]:
     """Mark the texts of which at least half the word 4-grams occur in one text of ``of``."""
     index: dict[tuple[str, ...], list[int]] = defaultdict(list)
     for i, text in enumerate(of):

@@ -74,7 +74,7 @@ def lines(
     return ax
 
 
-def before_after(before: Float[np.ndarray, prompts], after: Float[np.ndarray, prompts], *, title: str, unit: str, names: tuple[str, str]) -> Figure:
+def before_after(before: Float[np.ndarray, "prompts"], after: Float[np.ndarray, "prompts"], *, title: str, unit: str, names: tuple[str, str]) -> Figure:
     """Two distributions over the same prompts, as survival curves: the share of prompts scoring above x."""
     figure, ax = plt.subplots(figsize=(7, 3.4))
     for values, colour, name in zip((before, after), (BASE, DPO), names, strict=True):

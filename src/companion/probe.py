@@ -31,15 +31,15 @@ STRENGTH = 0.01  # inverse strength of the L2 penalty; fixed on training folds
 class Probe:
     """``logit = pooled @ weight + bias`` on the residual stream that enters block ``layer``."""
 
-    weight: Float[Tensor, d_model]
+    weight: Float[Tensor, "d_model"]
     bias: Float[Tensor, ""]
     layer: int
 
-    def logits(self, pooled: Float[Tensor, "texts d_model"]) -> Float[Tensor, texts]:
+    def logits(self, pooled: Float[Tensor, "texts d_model"]) -> Float[Tensor, "texts"]:
         return pooled @ self.weight.to(pooled) + self.bias.to(pooled)
 
     @property
-    def direction(self) -> Float[Tensor, d_model]:
+    def direction(self) -> Float[Tensor, "d_model"]:
         """The toxic direction at unit length."""
         return self.weight / self.weight.norm()
 
@@ -98,7 +98,7 @@ def scale(pooled: Float[Tensor, "texts d_model"]) -> float:
     return float(pooled.std(0).mean())
 
 
-def fit(pooled: Float[Tensor, "texts d_model"], labels: Int[np.ndarray, texts], layer: int, strength: float = STRENGTH) -> Probe:
+def fit(pooled: Float[Tensor, "texts d_model"], labels: Int[np.ndarray, "texts"], layer: int, strength: float = STRENGTH) -> Probe:
     """Fit a probe on centred features divided by one common scale; both are folded into the weights."""
     centre, width = pooled.mean(0), scale(pooled)
     regression = classifier(strength).fit(((pooled - centre) / width).numpy(), labels)
@@ -109,7 +109,7 @@ def fit(pooled: Float[Tensor, "texts d_model"], labels: Int[np.ndarray, texts], 
 def trained(
     lm: LanguageModel,
     texts: Sequence[str],
-    labels: Int[np.ndarray, texts],
+    labels: Int[np.ndarray, "texts"],
     layer: int,
     pooled: Float[Tensor, "texts d_model"] | None = None,
 ) -> Probe:
@@ -128,8 +128,8 @@ def trained(
 
 
 def toxic_neurons(
-    probe_direction: Float[Tensor, d_model], value_vectors: Float[Tensor, "layer d_mlp d_model"]
-) -> tuple[Int[Tensor, "neurons 2"], Float[Tensor, neurons]]:
+    probe_direction: Float[Tensor, "d_model"], value_vectors: Float[Tensor, "layer d_mlp d_model"]
+) -> tuple[Int[Tensor, "neurons 2"], Float[Tensor, "neurons"]]:
     """All neurons as (layer, index), sorted by falling cosine of their value vector with the direction."""
     cosine = torch.nn.functional.cosine_similarity(value_vectors, probe_direction, dim=-1)
     order = cosine.flatten().argsort(descending=True, stable=True)
@@ -146,14 +146,14 @@ def svd_directions(vectors: Float[Tensor, "n d_model"], k: int) -> Float[Tensor,
     return torch.where((u @ vectors.double().mean(0) < 0)[:, None], -u, u).float()
 
 
-def top_tokens(lm: LanguageModel, direction: Float[Tensor, d_model], k: int = 10) -> list[str]:
+def top_tokens(lm: LanguageModel, direction: Float[Tensor, "d_model"], k: int = 10) -> list[str]:
     """The k tokens that a direction promotes, read through the final norm's gain and the unembedding."""
     gain = final_norm_gain(lm)
     logits = lm.model.get_output_embeddings().weight @ (direction.to(gain) * gain)
     return [lm.tokenizer.decode([i]) for i in logits.topk(k).indices.tolist()]
 
 
-def final_norm_gain(lm: LanguageModel) -> Float[Tensor, d_model]:
+def final_norm_gain(lm: LanguageModel) -> Float[Tensor, "d_model"]:
     """Gain of the norm before the unembedding; Gemma stores it as its difference from 1."""
     decoder = lm.model.get_decoder()
     if lm.model.config.model_type == "gpt2":

@@ -27,7 +27,7 @@ class Scorer(Protocol):
 
     name: str
 
-    def __call__(self, texts: Sequence[str]) -> Float[np.ndarray, texts]:
+    def __call__(self, texts: Sequence[str]) -> Float[np.ndarray, "texts"]:
         """Return a probability in [0, 1] for each text; an empty text scores as any other."""
         ...
 

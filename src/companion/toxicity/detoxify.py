@@ -60,7 +60,7 @@ class DetoxifyScorer:
         return cls(model, tokenizer, column)
 
     @torch.inference_mode()
-    def __call__(self, texts: Sequence[str]) -> Float[np.ndarray, texts]:
+    def __call__(self, texts: Sequence[str]) -> Float[np.ndarray, "texts"]:
         scores = np.zeros(len(texts))
         rows = tokens.encode(self.tokenizer, texts, MAX_TOKENS)
         order = sorted(range(len(rows)), key=lambda i: len(rows[i]))

@@ -54,7 +54,7 @@ class EmbeddedScorer:
         merged = PeftModel.from_pretrained(encoder, folder).merge_and_unload()
         return cls(merged, tokenizer, load_file(folder / "heads.safetensors"))
 
-    def semantic(self, texts: Sequence[str]) -> Float[np.ndarray, texts]:
+    def semantic(self, texts: Sequence[str]) -> Float[np.ndarray, "texts"]:
         """Logit of the head on the embedding."""
         weight = torch.from_numpy(self.weights["semantic.weight"]).float()
         logits = np.zeros(len(texts))
@@ -63,12 +63,12 @@ class EmbeddedScorer:
                 logits[chosen] = (embed(self.encoder, batch) @ weight).double().numpy()
         return logits + float(self.weights["semantic.bias"][0])
 
-    def lexical(self, texts: Sequence[str]) -> Float[np.ndarray, texts]:
+    def lexical(self, texts: Sequence[str]) -> Float[np.ndarray, "texts"]:
         """Logit of the linear model on hashed n-grams."""
         weight = self.weights["lexical.weight"].astype(np.float64)
         return lexical_features(texts) @ weight + float(self.weights["lexical.bias"][0])
 
-    def __call__(self, texts: Sequence[str]) -> Float[np.ndarray, texts]:
+    def __call__(self, texts: Sequence[str]) -> Float[np.ndarray, "texts"]:
         if not len(texts):
             return np.zeros(0)
         w_semantic, w_lexical, bias = self.weights["combine"].astype(np.float64)
@@ -83,5 +83,5 @@ class SemanticScorer:
     def __init__(self, scorer: EmbeddedScorer) -> None:
         self.scorer = scorer
 
-    def __call__(self, texts: Sequence[str]) -> Float[np.ndarray, texts]:
+    def __call__(self, texts: Sequence[str]) -> Float[np.ndarray, "texts"]:
         return expit(self.scorer.semantic(texts))

@@ -46,5 +46,5 @@ class LexicalScorer:
 
         self._predict = predict_prob
 
-    def __call__(self, texts: Sequence[str]) -> Float[np.ndarray, texts]:
+    def __call__(self, texts: Sequence[str]) -> Float[np.ndarray, "texts"]:
         return np.asarray(self._predict(list(texts)), dtype=np.float64) if len(texts) else np.zeros(0)

@@ -42,7 +42,7 @@ LORA = {
 EXPONENT = 0.5
 
 
-def row_weights(rows: pd.DataFrame) -> Float[np.ndarray, rows]:
+def row_weights(rows: pd.DataFrame) -> Float[np.ndarray, "rows"]:
     """Weights with mean 1: classes balanced inside a source, sources by the root of their size."""
     cell = rows.groupby(["source", "label"]).text.transform("size").to_numpy(float)
     source = rows.groupby("source").text.transform("size").to_numpy(float)
