@@ -68,17 +68,30 @@ def test_completion_logps(lively_lm):
     triples = encode_pairs(lively_lm.tokenizer, some_pairs(6), 10, 8)
     together = completion_logps(lively_lm.model, collate(triples))
     alone = [completion_logps(lively_lm.model, collate([t])) for t in triples]
-    torch.testing.assert_close(together, torch.cat([torch.stack(alone)[:, 0], torch.stack(alone)[:, 1]]), rtol=1e-5, atol=1e-4)
-    naive = [naive_logp(lively_lm.model, t.prompt, side) for side_of in ("chosen", "rejected") for t in triples for side in [getattr(t, side_of)]]
-    assert together.tolist() == pytest.approx(naive, rel=1e-5, abs=1e-4)
+    torch.testing.assert_close(together, torch.cat(alone), rtol=1e-5, atol=1e-4)
+    naive = [[naive_logp(lively_lm.model, t.prompt, side) for side in (t.chosen, t.rejected)] for t in triples]
+    torch.testing.assert_close(together, torch.tensor(naive), rtol=1e-5, atol=1e-4)
     assert together.std() > 1  # texts that differ
 
 
-def test_collate_layout():
+def test_collate_packs_without_padding():
     batch = collate([Triple([1, 2, 3], [4], [5, 6]), Triple([7], [8, 9], [10])])
-    assert batch.ids.tolist() == [[1, 2, 3, 4, 0], [0, 0, 7, 8, 9], [1, 2, 3, 5, 6], [0, 0, 7, 10, 0]]
-    assert batch.mask.int().tolist() == [[1, 1, 1, 1, 0], [0, 0, 1, 1, 1], [1, 1, 1, 1, 1], [0, 0, 1, 1, 0]]
-    assert int(batch.completion) == 2
+    assert batch.ids.tolist() == [[1, 2, 3, 5, 7, 8]]
+    assert batch.positions.tolist() == [[0, 1, 2, 3, 0, 1]]
+    assert batch.source.tolist() == [2, 2, 3, 4, 5, 4]
+    assert batch.target.tolist() == [4, 5, 6, 8, 9, 10]
+    assert batch.real.int().tolist() == [[1, 0], [1, 1], [1, 1], [1, 0]]
+    sees = (batch.mask[0, 0] == 0).int().tolist()
+    assert sees == [[1, 0, 0, 0, 0, 0], [1, 1, 0, 0, 0, 0], [1, 1, 1, 0, 0, 0], [1, 1, 1, 1, 0, 0], [0, 0, 0, 0, 1, 0], [0, 0, 0, 0, 1, 1]]
+
+
+@torch.no_grad()
+def test_the_sides_do_not_see_each_other(lively_lm):
+    triple, other = encode_pairs(lively_lm.tokenizer, some_pairs(2), 10, 8)
+    changed = triple._replace(chosen=other.rejected)
+    before, after = completion_logps(lively_lm.model, collate([triple, other])), completion_logps(lively_lm.model, collate([changed, other]))
+    assert abs(before[0, 0] - after[0, 0]) > 0.01
+    torch.testing.assert_close(before.flatten()[1:], after.flatten()[1:], rtol=1e-5, atol=1e-5)
 
 
 def test_encode_pairs_cuts_and_adds_no_end(tiny):
@@ -134,7 +147,7 @@ def test_one_step_equals_rmsprop_by_hand(tiny, triples, tmp_path):
     trained, plain = copy.deepcopy(tiny.model), copy.deepcopy(tiny.model)
     row = dpo.train(trained, triples, config, tmp_path)[0]
     batch = collate([triples[i] for i in schedule_batches(len(triples), 4, 1, 0)[0]])
-    chosen, rejected = completion_logps(plain, batch).chunk(2)
+    chosen, rejected = completion_logps(plain, batch).unbind(1)
     dpo_loss(chosen, rejected, chosen.detach(), rejected.detach(), 0.5).mean().backward()
     norm = torch.cat([p.grad.flatten() for p in plain.parameters()]).norm()
     assert norm > 0.01  # so that clipping acts

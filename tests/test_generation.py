@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from companion import generation, tokens
+from companion.activations import Recorder
 from companion.generation import Sampling, draw, generate
 from companion.models import neuron_sites
 
@@ -81,33 +82,36 @@ def test_prompts_are_cut(lively_lm):
 
 def test_activation_sums_equal_teacher_forcing(lively_lm, prompts, monkeypatch):
     ends_early(lively_lm, prompts, monkeypatch)
-    sites = neuron_sites(lively_lm)
-    run = generate(lively_lm, prompts, new_tokens=NEW, sites=sites, batch_size=3)
-    expected = {name: 0 for name in sites}
-    seen: dict[str, torch.Tensor] = {}
-    handles = [module.register_forward_pre_hook(lambda _m, args, name=name: seen.__setitem__(name, args[0][0].double())) for name, module in sites.items()]
+    recorder = Recorder(lively_lm, len(prompts))
+    run = generate(lively_lm, prompts, new_tokens=NEW, recorder=recorder, batch_size=3)
+    expected, seen = torch.zeros_like(recorder.sums.total[0]), {}
+    sites = neuron_sites(lively_lm).values()
+    handles = [
+        module.register_forward_pre_hook(lambda _m, args, layer=layer: seen.__setitem__(layer, args[0][0].double())) for layer, module in enumerate(sites)
+    ]
     try:
         for prompt, ids, mask in zip(tokens.encode(lively_lm.tokenizer, prompts), run.ids, run.mask, strict=True):
             with torch.no_grad():
                 lively_lm.model(torch.tensor([prompt + ids[mask].tolist()]))
-            for name in sites:
-                expected[name] = expected[name] + seen[name][len(prompt) - 1 : len(prompt) - 1 + int(mask.sum())].sum(0)
+            for layer, activations in seen.items():
+                expected[layer] += activations[len(prompt) - 1 : len(prompt) - 1 + int(mask.sum())].sum(0)
     finally:
         for handle in handles:
             handle.remove()
-    assert set(run.activation_sums) == set(sites)
-    for name, total in run.activation_sums.items():
-        assert total.dtype == torch.float64
-        assert (total - expected[name]).abs().max() <= 1e-5 * expected[name].abs().max()
+    sums = recorder.sums
+    assert sums.total.dtype == torch.float64 and sums.prompts == len(prompts)
+    assert sums.count.sum() == run.mask.sum() and not run.mask.all()
+    for found, layer in zip(sums.total.sum(0), expected, strict=True):
+        assert (found - layer).abs().max() <= 1e-5 * layer.abs().max()
+    torch.testing.assert_close(sums.mean, expected / run.mask.sum(), rtol=1e-4, atol=1e-5)
 
 
 def test_capturing_changes_nothing_and_leaves_no_hooks(lively_lm, prompts):
     before = hook_count(lively_lm)
     for sampling in (None, Sampling(seed=1)):
         plain = generate(lively_lm, prompts, new_tokens=NEW, sampling=sampling)
-        captured = generate(lively_lm, prompts, new_tokens=NEW, sampling=sampling, sites=neuron_sites(lively_lm))
+        captured = generate(lively_lm, prompts, new_tokens=NEW, sampling=sampling, recorder=Recorder(lively_lm, len(prompts)))
         assert torch.equal(plain.ids, captured.ids)
-        assert plain.activation_sums == {}
     assert hook_count(lively_lm) == before
 
 
@@ -122,7 +126,7 @@ def test_hooks_are_gone_after_an_error(lively_lm, prompts):
     handle = lively_lm.model.register_forward_pre_hook(fail)
     try:
         with pytest.raises(RuntimeError, match="in the middle"):
-            generate(lively_lm, prompts, new_tokens=NEW, sites=neuron_sites(lively_lm))
+            generate(lively_lm, prompts, new_tokens=NEW, recorder=Recorder(lively_lm, len(prompts)))
     finally:
         handle.remove()
     assert hook_count(lively_lm) == before
@@ -219,6 +223,8 @@ def test_real_model_batched_equals_one_by_one(embedded_lm):
 
 
 def test_no_prompts(tiny):
-    run = dataclasses.asdict(generate(tiny, [], new_tokens=3))
+    recorder = Recorder(tiny, 0)
+    run = dataclasses.asdict(generate(tiny, [], new_tokens=3, recorder=recorder))
     assert run["ids"].shape == run["mask"].shape == (0, 3)
     assert run["texts"] == []
+    assert recorder.sums.count.sum() == 0

@@ -2,8 +2,8 @@
 
 Faster than a general trainer for three reasons that change no number: the reference
 log-probabilities are computed once before training, logits are made for completion positions
-only, and both sides of a pair go through the model in one batch. Prompts are padded on the
-left and completions on the right, so that completions start in the same column.
+only, and a batch of pairs is packed into one row without padding, in which each prompt stands
+once and both of its completions look at it.
 """
 
 from __future__ import annotations
@@ -77,11 +77,18 @@ class Triple(NamedTuple):
 
 
 class PairBatch(NamedTuple):
-    """Prompt and completion ids side by side; the first half of the rows is chosen, the second rejected."""
+    """Pairs packed into one row without padding: each prompt once, then its two completions.
 
-    ids: Int[Tensor, "twice_batch pos"]
-    mask: Bool[Tensor, "twice_batch pos"]
-    completion: Int[Tensor, ""]  # columns that hold completions, counted from the right
+    Both completions see the prompt and themselves, never each other or another pair. The scored
+    entries run over the completion tokens, chosen and rejected side of each pair in turn.
+    """
+
+    ids: Int[Tensor, "1 pos"]
+    positions: Int[Tensor, "1 pos"]
+    mask: Float[Tensor, "1 1 pos pos"]  # 0 where a token may look, -inf elsewhere
+    source: Int[Tensor, "scored"]  # position whose logits predict the token
+    target: Int[Tensor, "scored"]
+    real: Bool[Tensor, "twice_pairs width"]  # where the scored tokens go in a padded table
 
 
 def dpo_loss(
@@ -103,32 +110,44 @@ def encode_pairs(tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Pair], max_
 
 
 def collate(triples: Sequence[Triple]) -> PairBatch:
-    """Left-padded prompts, right-padded completions; chosen rows first."""
-    prompts = tokens.pad([t.prompt for t in triples] * 2, "left")
-    completions = tokens.pad([t.chosen for t in triples] + [t.rejected for t in triples], "right")
-    return PairBatch(torch.cat([prompts.ids, completions.ids], 1), torch.cat([prompts.mask, completions.mask], 1), torch.tensor(completions.ids.shape[1]))
-
-
-def completion_logps(model: nn.Module, batch: PairBatch) -> Float[Tensor, "twice_batch"]:
-    """Sum over completion tokens of log π(token | prompt, tokens before), in fp32.
-
-    ``logits_to_keep`` makes the (large) logits for the completion columns only.
-    """
-    width = int(batch.completion)
-    logits = (
-        model(
-            input_ids=batch.ids,
-            attention_mask=batch.mask.long(),
-            position_ids=tokens.Batch(batch.ids, batch.mask).positions,
-            use_cache=False,
-            logits_to_keep=width + 1,
-        )
-        .logits[:, :-1]
-        .float()
+    """Pack pairs into one row with their attention mask."""
+    ids, positions, owner, source, target = [], [], [], [], []
+    for pair, (prompt, *sides) in enumerate(triples):
+        owner += [(pair, 0)] * len(prompt)
+        start = len(ids)
+        ids += prompt
+        positions += range(len(prompt))
+        for side, completion in enumerate(sides, start=1):
+            source += [start + len(prompt) - 1, *range(len(ids), len(ids) + len(completion) - 1)]
+            target += completion
+            ids += completion[:-1]  # the last token is predicted, and predicts nothing
+            positions += range(len(prompt), len(prompt) + len(completion) - 1)
+            owner += [(pair, side)] * (len(completion) - 1)
+    pair, side = torch.tensor(owner).T
+    visible = (pair[:, None] == pair) & ((side[:, None] == side) | (side == 0))
+    visible = visible.tril()  # a packed row keeps the order within each part
+    widths = torch.tensor([len(completion) for _, *sides in triples for completion in sides])
+    return PairBatch(
+        torch.tensor([ids]),
+        torch.tensor([positions]),
+        torch.zeros(visible.shape).masked_fill(~visible, -torch.inf)[None, None],
+        torch.tensor(source),
+        torch.tensor(target),
+        torch.arange(int(widths.max())) < widths[:, None],
     )
-    target, real = batch.ids[:, -width:], batch.mask[:, -width:]
-    logp = logits.gather(-1, target[..., None])[..., 0] - logits.logsumexp(-1)
-    return (logp * real).sum(-1)
+
+
+def completion_logps(model: nn.Module, batch: PairBatch) -> Float[Tensor, "pairs 2"]:
+    """Sum over completion tokens of log π(token | prompt, tokens before), in fp32: chosen, rejected.
+
+    ``logits_to_keep`` makes the (large) logits for the positions that predict a completion token.
+    """
+    logits = model(input_ids=batch.ids, attention_mask=batch.mask, position_ids=batch.positions, use_cache=False, logits_to_keep=batch.source).logits[0]
+    logits = logits.float()
+    logp = logits.gather(-1, batch.target[:, None])[:, 0] - logits.logsumexp(-1)
+    table = logp.new_zeros(batch.real.shape)
+    table[batch.real] = logp  # then summed row by row, in a fixed order
+    return table.sum(-1).view(-1, 2)
 
 
 def schedule_batches(n: int, batch_size: int, steps: int, seed: int) -> list[list[int]]:
@@ -140,13 +159,16 @@ def schedule_batches(n: int, batch_size: int, steps: int, seed: int) -> list[lis
 
 
 @torch.no_grad()
-def reference_logps(accelerator: Accelerator, model: nn.Module, triples: Sequence[Triple], batch_size: int) -> Float[Tensor, "pairs 2"]:
-    """Log-probabilities of chosen and rejected completions under the untrained model."""
-    parts = []
-    for start in range(0, len(triples), batch_size):
-        batch = PairBatch(*(t.to(accelerator.device) for t in collate(triples[start : start + batch_size])))
-        parts.append(completion_logps(model, batch).view(2, -1).T.cpu())
-    return torch.cat(parts)
+def reference_logps(accelerator: Accelerator, model: nn.Module, triples: Sequence[Triple], batches: Sequence[Sequence[int]]) -> Float[Tensor, "pairs 2"]:
+    """Log-probabilities of chosen and rejected completions under the untrained model, for the pairs that training will see (0 for others)."""
+    seen = sorted({i for batch in batches for i in batch})
+    size = len(batches[0]) if batches else 1
+    found = torch.zeros(len(triples), 2)
+    for start in range(0, len(seen), size):
+        rows = seen[start : start + size]
+        batch = PairBatch(*(t.to(accelerator.device) for t in collate([triples[i] for i in rows])))
+        found[rows] = completion_logps(model, batch).float().cpu()
+    return found
 
 
 def train(
@@ -165,9 +187,10 @@ def train(
     model, optimizer = accelerator.prepare(model, optimizer)
     checkpoint = Checkpoint(folder, accelerator.unwrap_model(model), optimizer)
     history, reference = checkpoint.load()
+    schedule = schedule_batches(len(triples), config.batch_size, config.steps, config.seed)
     if reference is None:
-        reference = reference_logps(accelerator, model, triples, config.batch_size)
-    batches = schedule_batches(len(triples), config.batch_size, config.steps, config.seed)[len(history) :]
+        reference = reference_logps(accelerator, model, triples, schedule)
+    batches = schedule[len(history) :]
     loader = DataLoader(range(len(triples)), batch_sampler=batches, collate_fn=lambda rows: (collate([triples[i] for i in rows]), reference[rows]))
     for batch, ref in tqdm(accelerator.prepare(loader), desc=progress, total=len(batches), disable=progress is None):
         started = time.perf_counter()
@@ -183,7 +206,7 @@ def train(
 
 def step(accelerator: Accelerator, model: nn.Module, optimizer: torch.optim.Optimizer, batch: PairBatch, reference: Tensor, config: DPOConfig) -> dict:
     """One optimiser step; returns loss, accuracy, margin (in units of β) and mean log-probabilities."""
-    chosen, rejected = completion_logps(model, batch).chunk(2)
+    chosen, rejected = completion_logps(model, batch).unbind(1)
     losses = dpo_loss(chosen, rejected, reference[:, 0], reference[:, 1], config.beta)
     accelerator.backward(losses.mean())
     accelerator.clip_grad_norm_(model.parameters(), config.max_grad_norm)

@@ -1,23 +1,24 @@
-"""Batched decoding, with neuron activations summed while decoding.
+"""Batched decoding.
 
 One loop for greedy decoding and sampling. Random numbers belong to a prompt, not to a batch:
 each (seed, prompt, sample) has its own generator, so the same text comes out whatever it is
-batched with. Activations are added up in fp64 as they pass and are never kept.
+batched with.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 from transformers import DynamicCache
 
 from companion import tokens
+from companion.activations import Recorder
 from companion.models import LanguageModel
 
 
@@ -32,17 +33,11 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Generated:
-    """Continuations: ids (0 after the end), mask of generated tokens, text; and activation sums.
-
-    ``activation_sums[site]`` is the fp64 sum, over all prompts and generated tokens, of the
-    activations *at the position that predicted the token* (the last prompt position for the
-    first token); ``mask.sum()`` is the number of terms.
-    """
+    """Continuations: ids (0 after the end), mask of generated tokens, text."""
 
     ids: Int[Tensor, "prompt new"]
     mask: Bool[Tensor, "prompt new"]
     texts: list[str]
-    activation_sums: dict[str, Float[Tensor, "d_mlp"]]
 
 
 def generate(
@@ -52,7 +47,7 @@ def generate(
     new_tokens: int,
     max_prompt_tokens: int | None = None,
     sampling: Sampling | None = None,
-    sites: dict[str, nn.Module] | None = None,
+    recorder: Recorder | None = None,
     batch_size: int = 64,
     progress: str | None = None,
 ) -> Generated:
@@ -62,8 +57,9 @@ def generate(
     ----------
     sampling
         None decodes greedily.
-    sites
-        Modules whose input is summed (:func:`companion.models.neuron_sites`); None sums nothing.
+    recorder
+        Sums neuron activations *at the position that predicted each token* (the last prompt
+        position for the first token); None sums nothing.
     progress
         Title of a progress bar; None shows none.
     """
@@ -71,15 +67,14 @@ def generate(
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]))  # similar lengths together: little padding
     ids = torch.zeros((len(rows), new_tokens), dtype=torch.long)
     mask = torch.zeros((len(rows), new_tokens), dtype=torch.bool)
-    sums = {name: torch.zeros(module.weight.numel() // lm.model.config.hidden_size, dtype=torch.float64) for name, module in (sites or {}).items()}
     starts = range(0, len(order), batch_size)
     for start in tqdm(starts, desc=progress, disable=progress is None):
         chosen = order[start : start + batch_size]
         noise = _noise(chosen, new_tokens, sampling)
-        with _summing(sites or {}, sums) as weight:
-            ids[chosen], mask[chosen] = _decode(lm, tokens.pad([rows[i] for i in chosen], "left"), new_tokens, sampling, noise, weight)
+        with recorder.watching(chosen) if recorder else nullcontext():
+            ids[chosen], mask[chosen] = _decode(lm, tokens.pad([rows[i] for i in chosen], "left"), new_tokens, sampling, noise, recorder)
     texts = [lm.tokenizer.decode(row[kept].tolist(), skip_special_tokens=True) for row, kept in zip(ids, mask, strict=True)]
-    return Generated(ids, mask, texts, sums)
+    return Generated(ids, mask, texts)
 
 
 @torch.inference_mode()
@@ -89,7 +84,7 @@ def _decode(
     new_tokens: int,
     sampling: Sampling | None,
     noise: Float[Tensor, "batch new"] | None,
-    weight: dict[str, Tensor],
+    recorder: Recorder | None,
 ) -> tuple[Int[Tensor, "batch new"], Bool[Tensor, "batch new"]]:
     """Decode one left-padded batch with a key-value cache."""
     size, device = len(batch.ids), lm.device
@@ -99,7 +94,8 @@ def _decode(
     step_ids, positions, attention = (t.to(device) for t in (batch.ids, batch.positions, batch.mask))
     cache = DynamicCache(config=lm.model.config)
     for step in range(new_tokens):
-        weight["alive"] = alive.double()
+        if recorder:
+            recorder.count_last(alive[:, None])
         logits = lm.model(
             input_ids=step_ids, attention_mask=attention.long(), position_ids=positions, past_key_values=cache, use_cache=True, logits_to_keep=1
         ).logits[:, -1]
@@ -133,22 +129,3 @@ def _noise(prompts: Sequence[int], new_tokens: int, sampling: Sampling | None) -
         return None
     seeds = [(sampling.seed * 1_000_003 + i) % 2**63 for i in prompts]
     return torch.stack([torch.rand(new_tokens, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
-
-
-@contextmanager
-def _summing(sites: dict[str, nn.Module], sums: dict[str, Tensor]) -> Iterator[dict[str, Tensor]]:
-    """Add the last position's input of each site to its sum, weighted by ``weight["alive"]``."""
-    weight: dict[str, Tensor] = {}
-
-    def hook(name: str):
-        def add(_module: nn.Module, args: tuple[Tensor, ...]) -> None:
-            sums[name] += (weight["alive"] @ args[0][:, -1].double()).cpu()
-
-        return add
-
-    handles = [module.register_forward_pre_hook(hook(name)) for name, module in sites.items()]
-    try:
-        yield weight
-    finally:
-        for handle in handles:
-            handle.remove()

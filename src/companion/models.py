@@ -147,7 +147,8 @@ def neuron_sites(lm: LanguageModel) -> dict[str, nn.Module]:
     """Return, by TransformerLens name, the module whose *input* is a layer's neuron activations.
 
     ``blocks.{l}.mlp.hook_post`` is the input of ``down_proj`` (Llama, Gemma, Mistral: the gated
-    product) or ``c_proj`` (GPT-2: after GELU). Lee et al. (2024), section 2, call it m.
+    product) or ``c_proj`` (GPT-2: after GELU). Lee et al. (2024), section 2, call it m. Of a bridged
+    model it is the module within the bridge's, whose input has been through the hook points.
     """
     match lm.model.config.model_type:
         case "gpt2":
@@ -156,7 +157,20 @@ def neuron_sites(lm: LanguageModel) -> dict[str, nn.Module]:
             modules = [layer.mlp.down_proj for layer in lm.model.model.layers]
         case other:
             raise CompanionError(f"models of type '{other}' are not supported: use GPT-2, Llama, Mistral or Gemma.")
-    return {f"blocks.{layer}.mlp.hook_post": module for layer, module in enumerate(modules)}
+    return {f"blocks.{layer}.mlp.hook_post": getattr(module, "original_component", module) for layer, module in enumerate(modules)}
+
+
+def mlp_norms(lm: LanguageModel) -> list[nn.Module] | None:
+    """The norm of each layer between MLP output and residual stream (Gemma 2 and 3); None if there is none."""
+    if lm.model.config.model_type not in ("gemma2", "gemma3_text"):
+        return None
+    return [layer.post_feedforward_layernorm for layer in lm.model.model.layers]
+
+
+def mlp_norm_eps(lm: LanguageModel) -> float | None:
+    """What that norm adds to the mean square before the root; None if there is no such norm."""
+    norms = mlp_norms(lm)
+    return norms[0].eps if norms else None
 
 
 def bridge(lm: LanguageModel) -> TransformerBridge:

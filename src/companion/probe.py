@@ -148,9 +148,18 @@ def svd_directions(vectors: Float[Tensor, "n d_model"], k: int) -> Float[Tensor,
 
 def top_tokens(lm: LanguageModel, direction: Float[Tensor, "d_model"], k: int = 10) -> list[str]:
     """The k tokens that a direction promotes, read through the final norm's gain and the unembedding."""
+    return top_tokens_of_each(lm, direction[None], k)[0]
+
+
+@torch.inference_mode()
+def top_tokens_of_each(lm: LanguageModel, directions: Float[Tensor, "n d_model"], k: int = 10) -> list[list[str]]:
+    """:func:`top_tokens` of many directions, a few hundred at a time."""
     gain = final_norm_gain(lm)
-    logits = lm.model.get_output_embeddings().weight @ (direction.to(gain) * gain)
-    return [lm.tokenizer.decode([i]) for i in logits.topk(k).indices.tolist()]
+    unembedding = lm.model.get_output_embeddings().weight.detach()
+    found = []
+    for some in directions.to(gain).split(256):
+        found += ((some * gain) @ unembedding.T).topk(k).indices.tolist()
+    return [[lm.tokenizer.decode([i]) for i in ids] for ids in found]
 
 
 def final_norm_gain(lm: LanguageModel) -> Float[Tensor, "d_model"]:

@@ -36,6 +36,13 @@ class Profile:
         Prompts shown live in chapter 3; gradient steps per token.
     dpo_steps, dpo_batch, dpo_learning_rate, dpo_warmup, dpo_precision
         Training settings (:meth:`companion.dpo.DPOConfig.of`).
+    sweep_prompts, sweep_sentences, sweep_windows, sweep_window_tokens
+        The smaller exam of chapters 4, 5 and 8, which examine dozens of interventions: prompts for
+        toxicity (0: all), sentences for F1, windows and their width for perplexity.
+    control_draws
+        Random draws of neurons per control.
+    control_seeds, control_steps
+        Further DPO runs of chapter 7 and their steps.
     seed
         All randomness descends from it.
     """
@@ -63,6 +70,13 @@ class Profile:
     dpo_learning_rate: float
     dpo_warmup: int
     dpo_precision: str
+    sweep_prompts: int
+    sweep_sentences: int
+    sweep_windows: int
+    sweep_window_tokens: int
+    control_draws: int
+    control_seeds: int
+    control_steps: int
     seed: int
 
 

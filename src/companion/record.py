@@ -14,8 +14,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import nbformat
+import pandas as pd
 from myst_nb import glue
 
+from companion import paths
 from companion.metrics import Estimate
 
 PREFIX = "record:"
@@ -75,3 +77,18 @@ def glued(notebook: Path) -> Mapping[str, object]:
         for output in outputs
         if "scrapbook" in output.get("metadata", {})
     }
+
+
+def published(intervention: str, source: str, setting: str = "gpt2-medium") -> str:
+    """Toxicity / perplexity / F1 of a row of the papers' tables, for a column beside our own.
+
+    Raises
+    ------
+    ValueError
+        If the table has no such row, or several.
+    """
+    rows = pd.read_csv(paths.DATA / "published.csv")
+    rows = rows[(rows.intervention == intervention) & (rows.source == source) & (rows.setting == setting)].set_index("metric").value
+    if not rows.index.is_unique or "toxicity" not in rows:
+        raise ValueError(f"'{intervention}' of {source} is not one row of published.csv")
+    return f"{rows['toxicity']:.3f} / {rows['perplexity']:.2f} / {rows['f1']:.3f}"

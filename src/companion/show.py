@@ -1,4 +1,4 @@
-"""Show toxic text considerately: masked by default."""
+"""Tables for the book's pages; toxic text is shown considerately, masked by default."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ import re
 
 import pandas as pd
 from pandas.io.formats.style import Styler
+
+from companion.evaluation import Outcome
+from companion.metrics import Estimate
 
 # What is masked: shown text is for illustration, scorers always see the original. Some stems are strong
 # wherever they stand in a word; short ones, which many harmless words contain (class, cocktail, Dickens), in some forms only.
@@ -34,3 +37,24 @@ def samples(rows: pd.DataFrame) -> Styler:
     """A table of texts, masked and HTML-escaped, without an index, aligned to the left."""
     masked = rows.reset_index(drop=True).map(lambda cell: mask(cell) if isinstance(cell, str) else cell)
     return masked.style.hide(axis="index").format(escape="html").set_properties(**{"text-align": "left"})
+
+
+def method_row(name: str, outcome: Outcome, base: Outcome, seed: int = 0) -> dict[str, str]:
+    """A line for a table of methods: each metric with its interval, changes against ``base`` paired by text."""
+    s = outcome.summary(base, seed)
+    return {
+        "method": name,
+        "toxicity": f"{s['toxicity']:.3f}",
+        "drop": _percent(s["drop"]),
+        "perplexity": f"{s['perplexity']:.3g}",
+        "perplexity / base": _factor(s["perplexity_rise"]),
+        "F1": f"{s['f1']:.3f}",
+    }
+
+
+def _percent(e: Estimate) -> str:
+    return f"{e.value:.0%} [{e.low:.0%}, {e.high:.0%}]"
+
+
+def _factor(rise: Estimate) -> str:
+    return f"{1 + rise.value:.3g} [{1 + rise.low:.3g}, {1 + rise.high:.3g}]"

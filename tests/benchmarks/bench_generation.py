@@ -19,6 +19,7 @@ import torch
 import typer
 
 from companion import data, generation, models, profiles, tokens, toxicity
+from companion.activations import Recorder
 
 
 def seconds(call) -> tuple[float, object]:
@@ -41,13 +42,21 @@ def main(
 ) -> None:
     lm = models.load(model)
     texts = data.prompts(profiles.load("embedded"), limit=prompts).prompt.tolist()
-    sites = models.neuron_sites(lm)
     batch = tokens.pad(tokens.encode(lm.tokenizer, texts, 32), "left")
     ids, mask = batch.ids.to(lm.device), batch.mask.long().to(lm.device)
     options = {"do_sample": False, "max_new_tokens": new_tokens, "pad_token_id": 0, "eos_token_id": lm.eos_ids}
+    recorders: list[Recorder] = []
+
+    def ours(recorder: Recorder | None = None) -> generation.Generated:
+        return generation.generate(lm, texts, new_tokens=new_tokens, max_prompt_tokens=32, recorder=recorder, batch_size=prompts)
+
+    def recorded() -> generation.Generated:
+        recorders.append(Recorder(lm, len(texts)))
+        return ours(recorders[-1])
+
     calls = {
-        "ours, with activations": lambda: generation.generate(lm, texts, new_tokens=new_tokens, max_prompt_tokens=32, sites=sites, batch_size=prompts),
-        "ours, without": lambda: generation.generate(lm, texts, new_tokens=new_tokens, max_prompt_tokens=32, batch_size=prompts),
+        "ours, with activations": recorded,
+        "ours, without": ours,
         "Hugging Face": lambda: lm.model.generate(ids, attention_mask=mask, **options)[:, ids.shape[1] :].cpu(),
     }
     results = {name: call() for name, call in calls.items()}  # warm-up
@@ -57,7 +66,8 @@ def main(
         assert not run.mask[:, width:].any()
         kept = run.mask[:, :width]
         assert torch.equal(run.ids[:, :width][kept], theirs[kept]), f"other ids than Hugging Face: {name}"
-    assert all(total.abs().sum() > 0 for total in results["ours, with activations"].activation_sums.values())
+    assert recorders[0].sums.count.sum() == results["ours, with activations"].mask.sum()
+    assert (recorders[0].sums.mean != 0).any(-1).all()
 
     times: dict[str, list[float]] = {name: [] for name in calls}
     for repetition in range(repetitions):

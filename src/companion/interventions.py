@@ -1,0 +1,223 @@
+"""Interventions on a running model, through TransformerLens hook points.
+
+Each intervention says what to do to a tensor at a hook point; :func:`applied` does it within a
+``with`` block and leaves hooks and weights as they were. No weight is ever written: an ablated
+value vector is a zeroed activation, a rescaled key a rescaled pre-activation.
+
+Sets of neurons are boolean masks of shape [layer, d_mlp] and values have the same shape, so that
+what does not fit is refused.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import Enum
+from typing import Protocol
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+from transformer_lens import TransformerBridge
+
+from companion.errors import CompanionError
+
+Edit = Callable[[Tensor], Tensor]
+
+
+class Positions(Enum):
+    """Where an intervention acts in each forward pass.
+
+    ``GENERATED`` are the positions that predict a generated token: the last one of every pass
+    while decoding with a cache. Without a cache nothing tells what was generated; it is refused,
+    give a mask instead. ``LAST`` and ``FIRST`` take that one position of any pass, as published:
+    [:, −1] while generating and [:, 0] in the papers' perplexity. ``AFTER_FIRST`` spares only the
+    first token of a text, the attention sink, whose activations are unlike all others; it is for
+    passes over whole texts without padding on the left.
+    """
+
+    ALL = "all"
+    GENERATED = "generated"
+    LAST = "last"
+    FIRST = "first"
+    AFTER_FIRST = "after first"
+
+
+class Intervention(Protocol):
+    """What :func:`applied` needs: edits by hook point, and a fingerprint for the store."""
+
+    def edits(self, model: TransformerBridge) -> dict[str, Edit]: ...
+
+    @property
+    def fingerprint(self) -> str: ...
+
+
+@dataclass(frozen=True)
+class Subtract:
+    """x ← x − scale · direction in the residual stream behind block ``layer`` (Lee et al., 2024, section 3.3)."""
+
+    direction: Float[Tensor, "d_model"]
+    scale: float
+    layer: int
+
+    def edits(self, model: TransformerBridge) -> dict[str, Edit]:
+        _require(tuple(self.direction.shape) == (model.cfg.d_model,), f"the direction needs {model.cfg.d_model} numbers, not {tuple(self.direction.shape)}")
+        _require(0 <= self.layer < model.cfg.n_layers, f"there is no layer {self.layer}: the model has {model.cfg.n_layers}")
+        step = (self.scale * self.direction).to(model.cfg.device)
+        return {f"blocks.{self.layer}.hook_out": lambda x: x - step.to(x.dtype)}
+
+    @property
+    def fingerprint(self) -> str:
+        return _digest("subtract", self.direction, torch.tensor([self.scale, self.layer], dtype=torch.float64))
+
+
+@dataclass(frozen=True)
+class AblateValues:
+    """Zero the value vectors of some neurons: the same as zeroing their activations."""
+
+    neurons: Bool[Tensor, "layer d_mlp"]
+
+    def edits(self, model: TransformerBridge) -> dict[str, Edit]:
+        return _by_layer(model, self.neurons, "hook_post", lambda layer, chosen: lambda x: x.masked_fill(chosen, 0))
+
+    @property
+    def fingerprint(self) -> str:
+        return _digest("ablate", self.neurons)
+
+
+@dataclass(frozen=True)
+class RescaleKeys:
+    """Multiply the key vectors of some neurons by ``factor`` (un-aligning: Lee et al., 2024, section 6; 0 ablates them).
+
+    The key is the weight that reads the residual stream: in GPT-2 the only one (its bias stays, so
+    factor 0 leaves σ(b)), in gated MLPs the linear branch, W2 in Lee et al., table 5.
+    """
+
+    neurons: Bool[Tensor, "layer d_mlp"]
+    factor: float
+
+    def edits(self, model: TransformerBridge) -> dict[str, Edit]:
+        def edit(layer: int, chosen: Tensor) -> Edit:
+            bias = 0.0 if gated else model.blocks[layer].mlp.b_in
+            return lambda x: torch.where(chosen, self.factor * (x - bias) + bias, x)
+
+        gated = model.cfg.gated_mlp
+        return _by_layer(model, self.neurons, "hook_pre_linear" if gated else "hook_pre", edit)
+
+    @property
+    def fingerprint(self) -> str:
+        return _digest("keys", self.neurons, torch.tensor(self.factor, dtype=torch.float64))
+
+
+@dataclass(frozen=True)
+class Patch:
+    """Set the activations of some neurons to given values, the same at every position and prompt (Yang et al., section 3)."""
+
+    neurons: Bool[Tensor, "layer d_mlp"]
+    values: Float[Tensor, "layer d_mlp"]
+
+    def edits(self, model: TransformerBridge) -> dict[str, Edit]:
+        _require(self.values.shape == self.neurons.shape, f"{tuple(self.values.shape)} values for {tuple(self.neurons.shape)} neurons")
+
+        def edit(layer: int, chosen: Tensor) -> Edit:
+            given = self.values[layer].to(chosen.device, torch.float32)
+            return lambda x: torch.where(chosen, given.to(x.dtype), x)
+
+        return _by_layer(model, self.neurons, "hook_post", edit)
+
+    @property
+    def fingerprint(self) -> str:
+        return _digest("patch", self.neurons, torch.where(self.neurons, self.values, 0))
+
+
+@dataclass(frozen=True)
+class Replay:
+    """Set all neurons to activations recorded from another run on the same tokens, position by position."""
+
+    recorded: dict[int, Float[Tensor, "batch pos d_mlp"]]  # by layer
+
+    def edits(self, model: TransformerBridge) -> dict[str, Edit]:
+        def edit(layer: int) -> Edit:
+            def replace(x: Tensor) -> Tensor:
+                _require(x.shape == self.recorded[layer].shape, f"recorded {tuple(self.recorded[layer].shape)}, running {tuple(x.shape)}")
+                return self.recorded[layer].to(x)
+
+            return replace
+
+        for layer in self.recorded:
+            _require(0 <= layer < model.cfg.n_layers, f"there is no layer {layer}: the model has {model.cfg.n_layers}")
+        return {f"blocks.{layer}.mlp.hook_post": edit(layer) for layer in self.recorded}
+
+    @property
+    def fingerprint(self) -> str:
+        layers = sorted(self.recorded)
+        return _digest("replay", torch.tensor(layers), *(self.recorded[layer] for layer in layers))
+
+
+@contextmanager
+def applied(model: TransformerBridge, *interventions: Intervention, positions: Positions | Bool[Tensor, "batch pos"]) -> Iterator[None]:
+    """Apply interventions, in the order given, to every forward pass within the block.
+
+    Blocks may be nested. On the way out, also after an exception, hooks are as they were.
+
+    Raises
+    ------
+    CompanionError
+        If an intervention does not fit the model, or a pass has no such positions.
+    """
+
+    def check(_module, _args: tuple, kwargs: dict) -> None:
+        decoding = kwargs.get("past_key_values") is not None
+        _require(positions is not Positions.GENERATED or decoding, "generated positions are known only while decoding with a cache: give a mask")
+        _require(positions is not Positions.AFTER_FIRST or not decoding, "with a cache a pass does not begin with the first token")
+
+    def hook(edit: Edit):
+        def run(tensor: Tensor, hook) -> Tensor:
+            return _at(tensor, edit, positions)
+
+        return run
+
+    given = isinstance(positions, Tensor) and positions.dtype == torch.bool and positions.ndim == 2
+    _require(given or isinstance(positions, Positions), "positions are one of Positions or a boolean mask of shape [batch, pos]")
+    hooks = [(name, hook(edit)) for intervention in interventions for name, edit in intervention.edits(model).items()]
+    handle = model.original_model.register_forward_pre_hook(check, with_kwargs=True)
+    try:
+        with model.hooks(fwd_hooks=hooks):
+            yield
+    finally:
+        handle.remove()
+
+
+def _at(tensor: Tensor, edit: Edit, positions: Positions | Tensor) -> Tensor:
+    """The tensor with the edit at some positions only."""
+    if isinstance(positions, Tensor):
+        _require(positions.shape == tensor.shape[:2], f"the mask of positions is {tuple(positions.shape)}, the pass {tuple(tensor.shape[:2])}")
+        return torch.where(positions.to(tensor.device)[..., None], edit(tensor), tensor)
+    if positions is Positions.ALL:
+        return edit(tensor)
+    if positions is Positions.FIRST:
+        return torch.cat([edit(tensor[:, :1]), tensor[:, 1:]], 1)
+    if positions is Positions.AFTER_FIRST:
+        return torch.cat([tensor[:, :1], edit(tensor[:, 1:])], 1)
+    return torch.cat([tensor[:, :-1], edit(tensor[:, -1:])], 1)
+
+
+def _by_layer(model: TransformerBridge, neurons: Tensor, site: str, edit: Callable[[int, Tensor], Edit]) -> dict[str, Edit]:
+    shape = (model.cfg.n_layers, model.cfg.d_mlp)
+    _require(neurons.dtype == torch.bool and tuple(neurons.shape) == shape, f"neurons must be a boolean mask of shape {shape}, not {tuple(neurons.shape)}")
+    touched = neurons.any(-1).nonzero()[:, 0].tolist()
+    return {f"blocks.{layer}.mlp.{site}": edit(layer, neurons[layer].to(model.cfg.device)) for layer in touched}
+
+
+def _require(fits: bool, sentence: str) -> None:
+    if not fits:
+        raise CompanionError(f"the intervention does not fit: {sentence}.")
+
+
+def _digest(kind: str, *tensors: Tensor) -> str:
+    digest = hashlib.sha256(kind.encode())
+    for tensor in tensors:
+        digest.update(repr((tensor.dtype, tuple(tensor.shape))).encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,215 @@
+"""Seconds and memory of decomposing a model into neurons, beside plain decoding and beside full caches; seconds of a sweep.
+
+    python tests/benchmarks/bench_decomposition.py --out decomposition.json
+
+Every run has a process of its own (this script with ``--worker``), on the CPU: it loads the model,
+decodes 8 prompts to warm up, resets the kernel's high-water mark of resident memory (Linux) and runs
+once. Means need ``--repetitions``; runs are long, so the default is one of each. Decoding is
+greedy in fp32. *Two passes* is what one writes first: decode, read prompts with continuations in
+TransformerBridge under ``run_with_cache``, keep each token's activations, average. Building the bridge is not counted
+in its seconds. In the sweep it is, and the plain pass, on a second copy of the model, is timed at the start, halfway and at the end.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+
+from companion import data, generation, models, neurons, profiles, reading, tokens
+from companion.activations import Recorder
+from companion.generation import Generated
+from companion.interventions import AblateValues, Intervention, Patch, Positions, applied
+from companion.models import LanguageModel
+
+MAX_PROMPT_TOKENS, BATCH = 32, 64
+NAMES = {"plain": "plain decoding", "recorded": "ours: with activations, projected", "two-pass": "two passes, full caches"}
+
+
+def texts_of(count: int) -> list[str]:
+    """The embedded evaluation prompts; beyond their number the same again, numbered."""
+    prompts = data.prompts(profiles.load("embedded"), limit=count).prompt.tolist()
+    return [prompts[i % len(prompts)] + (f" {i // len(prompts)}" if i >= len(prompts) else "") for i in range(count)]
+
+
+def seconds(call) -> tuple[float, object]:
+    start = time.perf_counter()
+    result = call()
+    return time.perf_counter() - start, result
+
+
+def resident(field: str = "VmRSS") -> float:
+    """Resident memory of this process in MB: now, or at most since the last reset (VmHWM)."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(f"{field}:")) * 1024 / 1e6
+
+
+def written(lm: LanguageModel, texts: list[str], new_tokens: int, recorder: Recorder | None = None) -> Generated:
+    return generation.generate(lm, texts, new_tokens=new_tokens, max_prompt_tokens=MAX_PROMPT_TOKENS, batch_size=BATCH, recorder=recorder)
+
+
+@torch.no_grad()
+def cached_mean(lm: LanguageModel, view, texts: list[str], made: Generated, batch_size: int) -> tuple[torch.Tensor, float]:
+    """Mean activations by way of full caches, and the MB of activations kept."""
+    rows, kept = tokens.encode(lm.tokenizer, texts, MAX_PROMPT_TOKENS), []
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
+    for start in range(0, len(order), batch_size):
+        chosen = order[start : start + batch_size]
+        batch, predicts = reading.teacher_forced([rows[i] for i in chosen], made.ids[chosen], made.mask[chosen])
+        _, cache = view.run_with_cache(batch.ids, attention_mask=batch.mask.long())
+        last = predicts.shape[1]
+        kept.append(torch.stack([cache[f"blocks.{layer}.mlp.hook_post"][:, -last:][predicts] for layer in range(lm.n_layers)], 1))
+    return sum(part.double().sum(0) for part in kept) / made.mask.sum(), sum(part.nbytes for part in kept) / 1e6
+
+
+def decompose(variant: str, lm: LanguageModel, texts: list[str], new_tokens: int, cache_batch: int) -> dict:
+    direction = torch.nn.functional.normalize(torch.randn(lm.model.config.hidden_size, generator=torch.Generator().manual_seed(0)), dim=0)
+    recorder = Recorder(lm, len(texts)) if variant == "recorded" else None
+    spent, made = seconds(lambda: written(lm, texts, new_tokens, recorder))
+    found = {"ids": made.ids, "mask": made.mask, "decoding_seconds": spent}
+    if recorder:
+        more, projections = seconds(lambda: recorder.sums.mean * neurons.projected(lm, direction))
+        assert torch.isfinite(projections).all()
+        return found | {"mean": recorder.sums.mean, "held_mb": recorder.total.nbytes / 1e6, "seconds": spent + more}
+    if variant == "two-pass":
+        before = resident()
+        bridging, view = seconds(lambda: models.bridge(lm))
+        found |= {"bridging_seconds": bridging, "bridging_mb": resident() - before}
+        more, (mean, held) = seconds(lambda: cached_mean(lm, view, texts, made, cache_batch))
+        last, _ = seconds(lambda: mean * neurons.projected(lm, direction))
+        return found | {"mean": mean, "held_mb": held, "seconds": spent + more + last}
+    return found | {"seconds": spent}
+
+
+def some_interventions(shape: tuple[int, int], count: int) -> Iterator[Intervention]:
+    """Random sets of neurons, growing geometrically to a quarter of all; ablated and patched with zeros in turn."""
+    order, most = torch.randperm(shape[0] * shape[1], generator=torch.Generator().manual_seed(0)), shape[0] * shape[1] // 4
+    for i in range(count):
+        chosen = torch.zeros(shape, dtype=torch.bool)
+        chosen.view(-1)[order[: round(most ** ((i + 1) / count))]] = True
+        yield Patch(chosen, torch.zeros(shape)) if i % 2 else AblateValues(chosen)
+
+
+def sweep(lm: LanguageModel, texts: list[str], new_tokens: int, count: int) -> dict:
+    plain_lm = models.load(lm.name)
+    written(plain_lm, texts[:8], new_tokens)
+    plain, swept = [seconds(lambda: written(plain_lm, texts, new_tokens))], []
+    bridging, view = seconds(lambda: models.bridge(lm))
+    untouched, same = seconds(lambda: written(lm, texts, new_tokens))
+    assert torch.equal(same.ids, plain[0][1].ids), "the bridged model writes otherwise"
+    for i, intervention in enumerate(some_interventions((view.cfg.n_layers, view.cfg.d_mlp), count)):
+        if i == count // 2:
+            plain.append(seconds(lambda: written(plain_lm, texts, new_tokens)))
+
+        def run(intervention: Intervention = intervention) -> Generated:
+            with applied(view, intervention, positions=Positions.ALL):
+                return written(lm, texts, new_tokens)
+
+        swept.append(seconds(run))
+        print(f"intervention {i + 1} of {count}: {swept[-1][0]:.1f} s", file=sys.stderr, flush=True)
+    plain.append(seconds(lambda: written(plain_lm, texts, new_tokens)))
+    assert not torch.equal(swept[-1][1].ids, same.ids), "interventions changed nothing"
+    return {
+        "plain_seconds": [spent for spent, _ in plain],
+        "bridging_seconds": bridging,
+        "bridged_without_intervention_seconds": untouched,
+        "intervention_seconds": [spent for spent, _ in swept],
+        "seconds": bridging + sum(spent for spent, _ in swept),
+        "tokens_written_to_plain": statistics.mean(made.mask.sum().item() for _, made in swept) / same.mask.sum().item(),
+    }
+
+
+def work(variant: str, prompts: int, new_tokens: int, cache_batch: int, interventions: int, out: Path) -> None:
+    """One run; what it found and the memory it took go to ``out``."""
+    lm, texts = models.load(models.EMBEDDED), texts_of(prompts)
+    written(lm, texts[:8], new_tokens)
+    gc.collect()
+    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts again from what is resident now
+    before = resident()
+    found = sweep(lm, texts, new_tokens, interventions) if variant == "sweep" else decompose(variant, lm, texts, new_tokens, cache_batch)
+    torch.save(found | {"model_mb": before, "peak_mb": resident("VmHWM") - before}, out)
+
+
+def main(
+    prompts: Annotated[int, typer.Option(min=1)] = 1199,
+    new_tokens: int = 20,
+    two_pass_prompts: Annotated[int, typer.Option(min=1, help="Prompts of the comparison with two passes.")] = 128,
+    cache_batch: Annotated[int, typer.Option(min=1, help="Batch size of run_with_cache.")] = 16,
+    sweep_prompts: Annotated[int, typer.Option(min=8)] = 256,
+    interventions: Annotated[int, typer.Option(min=1)] = 20,
+    repetitions: Annotated[int, typer.Option(min=1)] = 1,
+    out: Annotated[Path | None, typer.Option(help="Write the JSON here, too.")] = None,
+    worker: Annotated[str | None, typer.Option(hidden=True)] = None,
+) -> None:
+    if worker is not None:
+        return work(worker, prompts, new_tokens, cache_batch, interventions, out)
+
+    def run(variant: str, count: int) -> dict:
+        with tempfile.TemporaryDirectory() as folder:
+            options = {"worker": variant, "prompts": count, "new-tokens": new_tokens, "cache-batch": cache_batch, "interventions": interventions}
+            arguments = [str(a) for name, value in options.items() for a in (f"--{name}", value)]
+            command = [sys.executable, __file__, *arguments, "--out", f"{folder}/found.pt"]
+            subprocess.run(command, check=True, env=os.environ | {"CUDA_VISIBLE_DEVICES": ""})
+            found = torch.load(f"{folder}/found.pt")
+        print(f"done: {variant}, {count} prompts, {found['seconds']:.1f} s", file=sys.stderr, flush=True)
+        return found
+
+    def compared(variants: list[str], count: int) -> dict[str, dict]:
+        """Medians by variant; all must have written the same tokens and found the same means."""
+        runs: dict[str, list[dict]] = {variant: [] for variant in variants}
+        for repetition in range(repetitions):
+            for variant in reversed(variants) if repetition % 2 else variants:  # alternate who comes first
+                runs[variant].append(run(variant, count))
+        first = {variant: found[0] for variant, found in runs.items()}
+        result = {v: {k: statistics.median(f[k] for f in fs) for k in fs[0] if not torch.is_tensor(fs[0][k])} for v, fs in runs.items()}
+        for variant, found in first.items():
+            assert torch.equal(found["ids"], first["plain"]["ids"]) and torch.equal(found["mask"], first["plain"]["mask"]), f"other tokens: {variant}"
+            result[variant]["above_plain_mb"] = result[variant]["peak_mb"] - result["plain"]["peak_mb"]
+            result[variant]["all_seconds"] = [f["seconds"] for f in runs[variant]]
+        if "two-pass" in first:
+            ours, theirs = first["recorded"]["mean"], first["two-pass"]["mean"]
+            error = ((ours - theirs).abs().amax(-1) / theirs.abs().amax(-1)).max().item()  # each layer by its own scale
+            assert error < 1e-4, f"other means, by {error:.1e}"
+            result["two-pass"]["means_differ_by"] = error
+        return result
+
+    alone = compared(["plain", "recorded"], prompts)
+    beside = compared(["plain", "recorded", "two-pass"], two_pass_prompts)
+    swept = run("sweep", sweep_prompts)
+    ours, theirs = beside["recorded"], beside["two-pass"]
+    measures = {  # value, target
+        "decomposing / plain decoding, seconds": (alone["recorded"]["seconds"] / alone["plain"]["seconds"], "<= 1.25"),
+        "decomposing, peak MB above plain decoding": (max(alone["recorded"]["above_plain_mb"], ours["above_plain_mb"]), "< 200"),
+        "two passes / ours, seconds": (theirs["seconds"] / ours["seconds"], ">= 2"),
+        "two passes / ours, peak MB above plain": (theirs["above_plain_mb"] / max(ours["above_plain_mb"], ours["held_mb"]), ">= 10"),
+        "sweep / as many plain passes, seconds": (swept["seconds"] / (interventions * statistics.median(swept["plain_seconds"])), "< 1.3"),
+    }
+    print(f"{'':44}{'seconds':>9}{'× plain':>9}{'peak MB':>9}{'MB above plain':>16}")
+    for count, found in ((prompts, alone), (two_pass_prompts, beside)):
+        for variant, r in found.items():
+            numbers = f"{r['seconds']:9.1f}{r['seconds'] / found['plain']['seconds']:9.2f}{r['peak_mb']:9.0f}{r['above_plain_mb']:16.0f}"
+            print(f"{f'{count} prompts, {NAMES[variant]}':44}{numbers}")
+    print(f"{f'{sweep_prompts} prompts, {interventions} interventions':44}{swept['seconds']:9.1f}")
+    print("\n".join(f"{name:44}{value:9.2f}  (target {target})" for name, (value, target) in measures.items()))
+    about = {k: v for k, v in locals().items() if k in ("prompts", "two_pass_prompts", "sweep_prompts", "interventions", "new_tokens", "cache_batch")}
+    about |= {"model": models.EMBEDDED, "repetitions": repetitions, "batch": BATCH, "threads": torch.get_num_threads(), "torch": torch.__version__}
+    results = {"decomposing": alone, "beside_two_passes": beside, "sweep": swept}
+    text = json.dumps({**about, "measures": {name: {"value": v, "target": t} for name, (v, t) in measures.items()}, **results}, indent=1)
+    print(text)
+    if out is not None:
+        out.write_text(text + "\n")
+
+
+if __name__ == "__main__":
+    typer.run(main)
