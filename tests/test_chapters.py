@@ -39,6 +39,23 @@ EXPECTED = {
         "dpo_first_loss",
         "dpo_final_accuracy",
     },
+    "ablation": {"ablation_drop_200", "ablation_drop_random_200", "ablation_drop_subtract_w", "ablation_toxicity_keys_10", "ablation_toxic_minus_random"},
+    "patching": {
+        "patching_drop_dampened",
+        "patching_drop_clamp_all",
+        "patching_all_minus_clamp",
+        "patching_perplexity_single_all",
+        "patching_toxicity_reverse_all",
+    },
+    "decomposition": {
+        "decomposition_gross",
+        "decomposition_net",
+        "decomposition_tp_minus_gross",
+        "decomposition_top128_net",
+        "decomposition_correlation_cosine",
+    },
+    "controls": {"controls_net_own", "controls_net_common", "controls_net_null_prompts", "controls_corrected_gross_common", "controls_net_text_share"},
+    "editing": {"editing_drop_published", "editing_drop_clamp", "editing_drop_random", "editing_minus_clamp"},
 }
 RUNS = {"llama": {"model": "tiny-llama"}, "llama again": {"model": "tiny-llama", "seed": 0}, "gpt2": {"model": "tiny-gpt2"}}
 
@@ -224,3 +241,24 @@ def test_no_warnings_or_errors_reach_the_page(runs, chapter):
             assert output.output_type != "error"
             if output.output_type == "stream" and output.name == "stdout":
                 assert "Traceback" not in output.text and "Warning" not in output.text, output.text[:300]
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_the_accounting_adds_up(results, name):
+    found = {key: r["value"] for key, r in results[name]["results"].items()}
+    groups = ("TP", "TN", "AP", "AN")
+    for g in groups:
+        assert found[f"decomposition_gross_{g}"] - found[f"decomposition_raise_{g}"] == pytest.approx(found[f"decomposition_net_{g}"], rel=1e-6, abs=1e-12)
+    assert sum(found[f"decomposition_net_{g}"] for g in groups) == pytest.approx(found["decomposition_net"], rel=1e-6, abs=1e-12)
+    for prefix in ("decomposition_gross_share", "controls_own", "controls_common", "controls_null_text"):
+        assert sum(found[f"{prefix}_{g}"] for g in groups) == pytest.approx(1)
+    assert found["controls_gross_own"] == found["decomposition_gross"]
+    assert abs(found["controls_net_null_prompts"]) < 1e-9 * found["controls_gross_null_prompts"]  # swapping the halves swaps the sign
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_chapters_examine_the_same_models(results, name):
+    found = {key: r["value"] for key, r in results[name]["results"].items()}
+    for metric in ("toxicity", "perplexity", "f1"):
+        for model in ("base", "dpo"):
+            assert found[f"ablation_{metric}_{model}"] == found[f"patching_{metric}_{model}"] == found[f"editing_{metric}_{model}"]

@@ -27,7 +27,7 @@ SHAPES = {"TP": "M-.9,0a.9,.9 0 1,0 1.8,0a.9,.9 0 1,0 -1.8,0", "TN": "M0,-1.1L1,
 def html(rows: pd.DataFrame, *, title: str, limit: int = 4000) -> HTML:
     """The explorer for a table of neurons (:func:`companion.neurons.table` with masked ``tokens``).
 
-    Draws the ``limit`` neurons with the largest |Δp| and says how much of the gross reduction they hold.
+    Draws the ``limit`` neurons with the largest absolute Δp and says how much of the gross reduction they hold.
     The same input gives the same text, and may stand on a page twice.
     """
     drawn = largest(rows, limit)
@@ -38,7 +38,7 @@ def html(rows: pd.DataFrame, *, title: str, limit: int = 4000) -> HTML:
 
 
 def largest(rows: pd.DataFrame, limit: int) -> pd.DataFrame:
-    """The neurons with the largest |Δp|, largest first; ties stay in the order of the table."""
+    """The neurons with the largest absolute Δp, largest first; ties stay in the order of the table."""
     return rows.iloc[np.argsort(-rows["reduction"].abs().to_numpy(), kind="stable")[:limit]]
 
 

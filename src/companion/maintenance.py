@@ -17,6 +17,13 @@ ROUNDS = 2  # continuations steered to toxicity per prompt
 TOLERANCES = (
     ("^dpo_first_loss$", 0, 1e-5, "ln 2 before the first step, whatever the model; fp32 rounding"),
     ("^dpo_pairs", 0, 1e-9, "the shipped file"),
+    ("neurons_", 0, 0.25, "a rank in a long list of nearly equal neurons"),
+    (
+        "^(ablation|patching|editing|controls)_|^decomposition_",
+        1,
+        2e-2,
+        "text written under an intervention or by a trained model; beyond its own interval it would be another result",
+    ),
     (
         "_dpo$|drop|rise|change",
         1,
@@ -53,6 +60,16 @@ README_ROWS = (
     ("dpo_relative_drop_lexical", "relative drop as the lexical scorer sees it", ".1%", ""),
     ("dpo_perplexity_rise", "rise in perplexity", ".1%", "7.6 %"),
     ("dpo_f1_change", "change in F1 of continuations", "+.3f", "+.002"),
+    ("ablation_drop_200", "relative drop by ablating the 200 most toxic value vectors", ".0%", "11 %"),
+    ("ablation_drop_random_200", "the same for random neurons of the same norms (control)", ".0%", ""),
+    ("patching_drop_dampened", "relative drop by patching dampened toxic neurons", ".0%", "26 %"),
+    ("patching_drop_clamp_all", "relative drop by holding all neurons at the base model's own means (control)", ".0%", ""),
+    ("decomposition_tp_minus_gross", "dampened toxic neurons' share of the gross reduction", ".1%", "31.8 %"),
+    ("decomposition_tp_minus_net", "the same neurons' share of the net reduction", ".0%", "209 %"),
+    ("controls_net_text_share", "part of the net that the base model shows when it reads DPO's text (control)", ".0%", ""),
+    ("controls_drop_shuffled", "relative drop by DPO on shuffled preferences (control)", ".0%", ""),
+    ("editing_drop_published", "relative drop by tuning-free editing", ".0%", ""),
+    ("editing_drop_random", "the same on random neurons (control; the text breaks down)", ".0%", ""),
 )
 
 
@@ -113,7 +130,7 @@ def update_readme(folder: Path) -> None:
     lines.append(f"\nFrom `results.json` of a run of the profile `{results['profile']}` on {results['machine']['cores']} cores ({versions}).")
     path = paths.project() / "README.md"
     block = "\n".join(lines)
-    path.write_text(re.sub(r"(<!-- results -->\n).*?(\n<!-- /results -->)", lambda m: m[1] + block + m[2], path.read_text(), flags=re.S))
+    path.write_text(re.sub(r"(<!-- results -->\n).*?(<!-- /results -->)", lambda m: m[1] + block + "\n" + m[2], path.read_text(), flags=re.S))
 
 
 def _figure(found: dict, path: Path) -> None:

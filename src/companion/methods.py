@@ -81,7 +81,7 @@ def matched(study: Study, chosen: Neurons, draw: int, among: Neurons | None = No
 
 def ablations(study: Study) -> list[Trial]:
     """Toxic value vectors set to zero: the top n by cosine, of all neurons and of the positively activated ones."""
-    positive = study.base_own.mean > 0
+    positive = study.base_mean > 0
     trials = []
     for among, name in ((None, "toxic"), (positive, "toxic, positive")):
         trials += [Trial(f"ablate {n} {name}", (AblateValues(top(study.cosine, n, among)),)) for n in SIZES]
@@ -90,7 +90,7 @@ def ablations(study: Study) -> list[Trial]:
 
 def ablation_controls(study: Study) -> dict[str, list[Trial]]:
     """For some sizes, random neurons matched in number and norm: lists of draws, by the name of the trial they control."""
-    positive = study.base_own.mean > 0
+    positive = study.base_mean > 0
     draws = range(study.profile.control_draws)
     found = {}
     for n, among, name in ((200, None, "toxic"), (2000, None, "toxic"), (200, positive, "toxic, positive"), (2000, positive, "toxic, positive")):
@@ -140,7 +140,7 @@ def unalignments(study: Study) -> list[Trial]:
 def patch_sets(study: Study) -> dict[str, Neurons]:
     """The sets of neurons that the papers patch, by name; ↓ are neurons whose Δp > 0."""
     down, group = study.reduction > 0, study.members
-    dampened = group(Group.TP) & (study.base_own.mean > study.tuned_own.mean)
+    dampened = group(Group.TP) & (study.base_mean > study.tuned_mean)
     sets = {"dampened toxic (TP−)": dampened, **{f"{g.name}↓": group(g) & down for g in Group}}
     return {
         **sets,
@@ -159,7 +159,7 @@ def patches(study: Study) -> list[Trial]:
     meets while generating.
     """
     sets, where = patch_sets(study), {"writing": Positions.GENERATED, "reading": Positions.AFTER_FIRST}
-    base, tuned = study.base_own.mean, study.tuned_own.mean
+    base, tuned = study.base_mean, study.tuned_mean
     trials = [Trial(f"patch {name}", (Patch(chosen, tuned),), **where) for name, chosen in sets.items()]
     for name in ("all ↓", "all neurons"):
         trials += [Trial(f"clamp {name} to base means", (Patch(sets[name], base),), **where)]
@@ -187,10 +187,10 @@ def embedding_direction(study: Study) -> Float[Tensor, "d_model"]:
 def edited(study: Study, cosine: Float[Tensor, "layer d_mlp"], alpha: float, beta: float, *, random: bool = False) -> Patch:
     """Tuning-free editing (EMNLP version): clamp a share β of each group to its base mean times 1 ± α.
 
-    TP and AN, those with the highest |cosine|, are turned down to 1 − α; AP and TN, those with the
+    TP and AN, those with the highest absolute cosine, are turned down to 1 − α; AP and TN, those with the
     lowest, up to 1 + α. A negative α swaps the signs; ``random`` draws the neurons of each group.
     """
-    mean = study.base_own.mean
+    mean = study.base_mean
     group = neurons.groups(cosine, mean)
     chosen, factor = torch.zeros_like(group, dtype=torch.bool), torch.ones_like(mean)
     noise = torch.rand(cosine.shape, generator=torch.Generator().manual_seed(study.profile.seed))
@@ -207,7 +207,7 @@ def edits(study: Study) -> list[Trial]:
     cosine, embedding = study.cosine, neurons.cosines(study.lm, embedding_direction(study))
 
     def trials() -> Iterator[tuple[str, Patch]]:
-        for alpha, beta in ((0.01, 0.55), (0.5, 0.1)):
+        for alpha, beta in ((0.01, 0.55), (1.0, 0.02)):
             label = f"α = {alpha:g}, β = {beta:g}"
             yield f"edit, {label}", edited(study, cosine, alpha, beta)
             yield f"edit by embedding, {label}", edited(study, embedding, alpha, beta)

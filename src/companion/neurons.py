@@ -56,12 +56,12 @@ class Role(IntEnum):
 
     @property
     def arrow(self) -> str:
-        """Name in the EMNLP version: ``TP↓`` reduces the projection."""
+        """Name in the EMNLP version, where ``TP↓`` reduces the projection."""
         return f"{self.group.name}{'↓' if self.reduces else '↑'}"
 
     @property
     def magnitude(self) -> str:
-        """Name in version 1 of the paper: ``TP−`` shrinks towards 0, ``TN+`` grows away from it.
+        """Name in version 1 of the paper, where ``TP−`` shrinks towards 0 and ``TN+`` grows away from it.
 
         It is defined there by the change of the activation. The two namings agree wherever the
         value vector did not change sides.

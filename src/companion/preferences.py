@@ -186,7 +186,9 @@ def steered(
         ids = pplm(lm, probe, rows, settings, toxic=toxic, new_tokens=new_tokens, seed=seed + number)
         done.append(json.dumps([lm.tokenizer.decode(row, skip_special_tokens=True) for row in ids.tolist()], ensure_ascii=False))
         if path is not None:
-            path.write_text("\n".join(done) + "\n")
+            fresh = path.with_suffix(".new")  # then renamed: a kill leaves whole lines
+            fresh.write_text("\n".join(done) + "\n")
+            fresh.replace(path)
     return [text for line in done for text in json.loads(line)]
 
 

@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from companion import activations, artifacts, generation, tokens
+from companion import activations, artifacts, generation, models, tokens
 from companion.activations import Recorder, Sums
 from companion.generation import Generated
 from companion.models import LanguageModel
@@ -45,7 +45,7 @@ def write(lm: LanguageModel, task: Task, *, through_norm: bool = True, progress:
         save_file({"ids": made.ids, "mask": made.mask, "total": recorder.total, "count": recorder.count}, folder / "written.safetensors")
         (folder / "texts.json").write_text(json.dumps(made.texts))
 
-    inputs = {"model": lm.fingerprint, "task": _key(task), "through_norm": through_norm}
+    inputs = {"model": lm.fingerprint, "task": _key(task), "through_norm": _matters(lm, through_norm)}
     code = (sys.modules[__name__], activations, generation, tokens)
     folder = artifacts.artifact("activations", inputs, build, code=code)
     stored = load_file(folder / "written.safetensors")
@@ -62,7 +62,7 @@ def read(lm: LanguageModel, task: Task, text: Generated, *, through_norm: bool =
         save_file({"total": recorder.total, "count": recorder.count}, folder / "read.safetensors")
 
     content = artifacts.key_of({"ids": text.ids.tolist(), "mask": text.mask.tolist()})
-    inputs = {"model": lm.fingerprint, "task": _key(task), "text": content, "through_norm": through_norm}
+    inputs = {"model": lm.fingerprint, "task": _key(task), "text": content, "through_norm": _matters(lm, through_norm)}
     folder = artifacts.artifact("activations", inputs, build, code=(sys.modules[__name__], activations, tokens))
     stored = load_file(folder / "read.safetensors")
     return Sums(stored["total"], stored["count"], len(task.prompts))
@@ -96,6 +96,11 @@ def _pass(lm: LanguageModel, task: Task, text: Generated, recorder: Recorder, pr
                 use_cache=False,
                 logits_to_keep=1,
             )
+
+
+def _matters(lm: LanguageModel, through_norm: bool) -> bool:
+    """Without a norm behind the MLP both settings give the same sums, and one artifact does for both."""
+    return through_norm and models.mlp_norms(lm) is not None
 
 
 def _key(task: Task) -> str:

@@ -39,6 +39,13 @@ def samples(rows: pd.DataFrame) -> Styler:
     return masked.style.hide(axis="index").format(escape="html").set_properties(**{"text-align": "left"})
 
 
+def numbers(rows: pd.DataFrame) -> Styler:
+    """A table of numbers with intervals: one line per row, in small type; the page scrolls it sideways where it is too wide."""
+    small = {"text-align": "left", "white-space": "nowrap", "font-size": "0.8rem"}
+    heads = [{"selector": "th", "props": [("text-align", "left"), ("font-size", "0.8rem")]}]
+    return rows.reset_index(drop=True).style.hide(axis="index").format(escape="html").set_properties(**small).set_table_styles(heads)
+
+
 def method_row(name: str, outcome: Outcome, base: Outcome, seed: int = 0) -> dict[str, str]:
     """A line for a table of methods: each metric with its interval, changes against ``base`` paired by text."""
     s = outcome.summary(base, seed)

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import nbformat
 import yaml
 
 from companion import paths, runner
@@ -39,7 +40,7 @@ def build(folder: Path) -> Path:
         executed = folder / chapter.path.name
         if not executed.is_file():
             raise CompanionError(f"chapter '{chapter.name}' has not been run: run `companion run {chapter.name} --profile {folder.name}` first.")
-        shutil.copy(executed, source / "chapters" / chapter.path.name)
+        _copy_chapter(executed, source / "chapters" / chapter.path.name)
     output = project / "_build" / "site"
     command = [
         sys.executable,
@@ -61,6 +62,13 @@ def build(folder: Path) -> Path:
     index = output / "_build" / "html" / "index.html"
     require_pages(index.parent)
     return index
+
+
+def _copy_chapter(executed: Path, target: Path) -> None:
+    """Copy an executed chapter without the cell of parameters that papermill put in."""
+    notebook = nbformat.read(executed, as_version=4)
+    notebook.cells = [cell for cell in notebook.cells if "injected-parameters" not in cell.metadata.get("tags", [])]
+    nbformat.write(notebook, target)
 
 
 def require_pages(html: Path) -> None:

@@ -28,7 +28,9 @@ class Study:
     """The base model, the DPO model and their neurons.
 
     ``direction`` is the probe's at unit length, ``cosine`` that of each base value vector with it;
-    ``base_own`` and ``tuned_own`` are activation sums of each model on its own greedy text.
+    ``base_own`` and ``tuned_own`` are activation sums of each model on its own greedy text;
+    ``base_mean`` and ``tuned_mean`` the mean activations as the model has them, for patches (they
+    differ from the sums only where a norm follows the MLP).
     """
 
     profile: Profile
@@ -43,6 +45,8 @@ class Study:
     base_own: Sums
     tuned_text: Generated
     tuned_own: Sums
+    base_mean: Float[Tensor, "layer d_mlp"]
+    tuned_mean: Float[Tensor, "layer d_mlp"]
 
     def base_side(self, sums: Sums | None = None, direction: Tensor | None = None) -> Side:
         """The base model's projections on its own text, or with other sums or another direction."""
@@ -85,4 +89,5 @@ def begin(profile: Profile) -> Study:
     base_text, base_own = reading.write(lm, task, progress="base writes")
     tuned_text, tuned_own = reading.write(tuned, task, progress="DPO writes")
     cosine = neurons.cosines(lm, fitted.direction)
-    return Study(profile, lm, tuned, scorer, pairs, fitted.direction, cosine, task, base_text, base_own, tuned_text, tuned_own)
+    raw = [reading.write(this, task, through_norm=False)[1].mean for this in (lm, tuned)]
+    return Study(profile, lm, tuned, scorer, pairs, fitted.direction, cosine, task, base_text, base_own, tuned_text, tuned_own, *raw)
