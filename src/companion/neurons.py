@@ -102,7 +102,11 @@ def value_vectors(lm: LanguageModel, *, through_norm: bool = True) -> Iterator[F
 def projected(lm: LanguageModel, direction: Float[Tensor, "*n d_model"], *, through_norm: bool = True) -> Float[Tensor, "*n layer d_mlp"]:
     """v_i · d for every neuron and each direction, in fp64; directions are used as they are, unit length or not."""
     d = direction.double().to(lm.device)
-    return torch.stack([d @ vectors.double().T for vectors in value_vectors(lm, through_norm=through_norm)], dim=-2).cpu()
+    width = next(value_vectors(lm)).shape[0]
+    found = torch.empty(*d.shape[:-1], lm.n_layers, width, dtype=torch.float64)  # in one piece: small results would keep the fp64 copies' pages
+    for layer, vectors in enumerate(value_vectors(lm, through_norm=through_norm)):
+        found[..., layer, :] = (d @ vectors.double().T).cpu()
+    return found
 
 
 def cosines(lm: LanguageModel, direction: Float[Tensor, "d_model"], *, through_norm: bool = True) -> Float[Tensor, "layer d_mlp"]:

@@ -209,21 +209,11 @@ def main(
             print(f"{f'{title}, {NAMES[variant]}':48}{numbers}")
     print(f"{f'{sweep_prompts} prompts, {interventions} interventions':48}{swept['seconds']:9.1f}")
     print("\n".join(f"{name:48}{value:9.2f}  (target {target})" for name, (value, target) in measures.items()))
-    result = {
-        "model": models.EMBEDDED,
-        "prompts": {"decomposing": prompts, "beside_two_passes": two_pass_prompts, "memory": two_pass_prompts, "sweep": sweep_prompts},
-        "new_tokens": new_tokens,
-        "batch": BATCH,
-        "cache_batch": cache_batch,
-        "repetitions": repetitions,
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "measures": {name: {"value": value, "target": target} for name, (value, target) in measures.items()},
-        "decomposing": alone,
-        "beside_two_passes": beside,
-        "memory": memory,
-        "sweep": swept,
-    }
+    sizes = {"prompts": prompts, "two_pass_prompts": two_pass_prompts, "sweep_prompts": sweep_prompts, "interventions": interventions}
+    about = {"model": models.EMBEDDED, **sizes, "new_tokens": new_tokens, "batch": BATCH, "cache_batch": cache_batch, "repetitions": repetitions}
+    about |= {"threads": torch.get_num_threads(), "torch": torch.__version__}
+    about |= {"measures": {name: {"value": value, "target": target} for name, (value, target) in measures.items()}}
+    result = about | {"decomposing": alone, "beside_two_passes": beside, "memory": memory, "sweep": swept}
     text = json.dumps(result, indent=1)
     print(text)
     if out is not None:
