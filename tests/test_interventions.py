@@ -217,7 +217,7 @@ def test_a_mask_changes_its_positions_and_what_follows(it, kind):
     assert (masked[0, 5:] != plain[0, 5:]).any(-1).all()
     assert torch.equal(it.logits(one, positions=~mask & mask), plain)
     first, last = (torch.arange(8).expand(2, 8) == position for position in (0, 7))
-    for positions, same in ((Positions.FIRST, first), (Positions.LAST, last), (Positions.ALL, first | True)):
+    for positions, same in ((Positions.FIRST, first), (Positions.LAST, last), (Positions.ALL, first | True), (Positions.AFTER_FIRST, ~first)):
         assert torch.equal(it.logits(one, positions=positions), it.logits(one, positions=same))
     assert torch.equal(it.logits(one, positions=Positions.LAST)[:, :-1], plain[:, :-1])
 
@@ -242,6 +242,11 @@ def test_generated_positions_need_a_cache(it):
         it.logits(AblateValues(it.some()), positions=Positions.GENERATED)
     with applied(it.view, AblateValues(it.some()), positions=Positions.GENERATED), pytest.raises(CompanionError, match="give a mask"):
         it.view(IDS)
+
+
+def test_the_first_token_cannot_be_spared_with_a_cache(it, prompts):
+    with pytest.raises(CompanionError, match="does not begin with the first token"):
+        it.generated(prompts, AblateValues(it.some()), positions=Positions.AFTER_FIRST)
 
 
 # --- what does not fit
