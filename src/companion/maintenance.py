@@ -35,17 +35,22 @@ TOLERANCES = (
     ("", 0.25, 1e-3, "fp32 and deterministic; another processor may flip a near-tie of greedy decoding"),
 )
 
-# Counterparts in Lee et al. (2024), table 2: (intervention, metric)
+# Counterparts in the papers' tables for GPT-2 medium: beginnings of names, and the row (source, table, intervention).
+# The metric comes between beginning and end: ablation_toxicity_100, ablation_perplexity_100 and ablation_f1_100 are one row.
+LEE, YANG = ("lee2024", "Table 2"), ("yang2024v1", "Table 1")
 PUBLISHED = {
-    "setting_toxicity": ("none", "toxicity"),
-    "setting_perplexity": ("none", "perplexity"),
-    "setting_f1": ("none", "f1"),
-    "dpo_toxicity_base": ("none", "toxicity"),
-    "dpo_toxicity_dpo": ("DPO", "toxicity"),
-    "dpo_perplexity_base": ("none", "perplexity"),
-    "dpo_perplexity_dpo": ("DPO", "perplexity"),
-    "dpo_f1_base": ("none", "f1"),
-    "dpo_f1_dpo": ("DPO", "f1"),
+    ("setting", ""): (*LEE, "none"),
+    ("dpo", "_base"): (*LEE, "none"),
+    ("dpo", "_dpo"): (*LEE, "DPO"),
+    ("ablation", "_base"): (*YANG, "none"),
+    ("ablation", "_dpo"): (*YANG, "DPO"),
+    **{("ablation", f"_{n}"): (*YANG, f"ablate top {n} toxic vectors") for n in (100, 200, 1000)},
+    **{("ablation", f"_positive_{n}"): (*YANG, f"ablate top {n} positively activated") for n in (100, 200, 1000, 2000)},
+    ("ablation", "_subtract_w"): (*LEE, "subtract probe"),
+    ("ablation", "_subtract_value"): (*LEE, "subtract value vector 19/770"),
+    ("ablation", "_subtract_svd"): (*LEE, "subtract SVD U0"),
+    **{("ablation", f"_keys_{f}"): (*YANG, f"DPO, 7 toxic keys x{f}") for f in (2, 5, 10)},
+    ("patching", "_dampened"): (*YANG, "patch all dampened toxic neurons"),
 }
 
 # Rows of the README's table: result, what it is, how it is printed, and the published value beside it.
@@ -100,12 +105,20 @@ def update_baseline(folder: Path) -> None:
     for name, found in results["results"].items():
         if found["value"] is not None:
             entry = {**(old.get(name) or first_tolerance(name, found)), "value": found["value"], "chapter": found["chapter"]}
-            if name in PUBLISHED:
-                intervention, metric = PUBLISHED[name]
-                entry["published"] = {"source": "lee2024", "table": "Table 2", "setting": "gpt2-medium", "intervention": intervention, "metric": metric}
+            if key := published_key(name):
+                entry["published"] = key
             baseline[name] = entry
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps(baseline, indent=1) + "\n")
+
+
+def published_key(name: str) -> dict[str, str] | None:
+    """The columns that pick a result's counterpart in ``data/published.csv``; None if it has none."""
+    for metric in ("toxicity", "perplexity", "f1"):
+        for (beginning, end), (source, table, intervention) in PUBLISHED.items():
+            if name == f"{beginning}_{metric}{end}":
+                return {"source": source, "table": table, "setting": "gpt2-medium", "intervention": intervention, "metric": metric}
+    return None
 
 
 def first_tolerance(name: str, found: dict) -> dict:
