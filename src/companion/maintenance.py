@@ -72,6 +72,7 @@ README_ROWS = (
     ("decomposition_tp_minus_gross", "dampened toxic neurons' share of the gross reduction", ".1%", "31.8 %"),
     ("decomposition_tp_minus_net", "the same neurons' share of the net reduction", ".0%", "209 %"),
     ("controls_net_text_share", "part of the net that the base model shows when it reads DPO's text (control)", ".0%", ""),
+    ("controls_net_text_share_early", "the same over the layers before the probe (control)", ".0%", ""),
     ("controls_drop_shuffled", "relative drop by DPO on shuffled preferences (control)", ".0%", ""),
     ("editing_drop_published", "relative drop by tuning-free editing", ".0%", ""),
     ("editing_drop_random", "the same on random neurons (control; the text breaks down)", ".0%", ""),
