@@ -41,7 +41,7 @@ def samples(rows: pd.DataFrame) -> Styler:
 
 def numbers(rows: pd.DataFrame) -> Styler:
     """A table of numbers with intervals: one line per row, in small type; the page scrolls it sideways where it is too wide."""
-    small = {"text-align": "left", "white-space": "nowrap", "font-size": "0.8rem"}
+    small = {"text-align": "left", "white-space": "nowrap", "font-size": "0.8rem", "padding": "0.15rem 0.8rem 0.15rem 0"}
     heads = [{"selector": "th", "props": [("text-align", "left"), ("font-size", "0.8rem")]}]
     return rows.reset_index(drop=True).style.hide(axis="index").format(escape="html").set_properties(**small).set_table_styles(heads)
 
