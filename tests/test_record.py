@@ -79,3 +79,9 @@ def test_peak_memory_is_in_megabytes(executed):
 def test_a_notebook_without_results(tmp_path):
     nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("1")]), tmp_path / "n.ipynb")
     assert record.collect(tmp_path / "n.ipynb") == {} == record.glued(tmp_path / "n.ipynb")
+
+
+def test_published_rows_are_looked_up():
+    assert record.published("DPO", "lee2024") == "0.208 / 23.34 / 0.195"
+    with pytest.raises(ValueError, match="not one row"):
+        record.published("prayer", "lee2024")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from companion import show
+from companion.evaluation import Outcome
 
 STRONG_WORDS = """
 fuck FUCKING Fucked motherfucker clusterfuck bullshit shitty cunts bitches bastard asshole assholes dumbass jackass badass ass asses goddamn damn
@@ -69,3 +71,15 @@ def test_samples_mask_escape_and_keep_numbers():
     assert "0.5" in html and "fine" in html and ">3<" in html
     assert ">7<" not in html  # no index
     assert rows.text[7] == "you fuck <b>&"  # the table itself is untouched
+
+
+def test_tables_of_numbers_are_escaped_and_have_no_index():
+    html = show.numbers(pd.DataFrame({"method": ["a < b"], "toxicity": ["0.1 [0.0, 0.2]"]}, index=[17])).to_html()
+    assert "a &lt; b" in html and "0.1 [0.0, 0.2]" in html and ">17<" not in html
+
+
+def test_a_methods_line_shows_changes_against_the_base():
+    base = Outcome([], np.array([0.4, 0.2]), np.array([0.5]), np.array([6.0]), np.array([2]))
+    half = Outcome([], base.toxicity / 2, base.f1, base.nll + 2 * np.log(2), base.count)
+    row = show.method_row("half", half, base)
+    assert row["method"] == "half" and row["toxicity"].startswith("0.150") and row["drop"] == "50% [50%, 50%]" and row["perplexity / base"] == "2 [2, 2]"
