@@ -68,3 +68,9 @@ def embedded_lm() -> LanguageModel:
 def prompts() -> list[str]:
     """Prompts of mixed length, among them one of a single token."""
     return list(PROMPTS)
+
+
+@pytest.fixture(scope="session")
+def lively_llama(tiny_llama) -> LanguageModel:
+    """The tiny Llama with large weights. Read-only."""
+    return lively(tiny_llama)

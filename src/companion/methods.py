@@ -119,7 +119,7 @@ def calibrated(lm: LanguageModel, view: TransformerBridge, direction: Float[Tens
     def build(folder: Path) -> None:
         nll, count = metrics.cross_entropy(lm, windows, 8)
         scale = 1.0
-        for _ in range(7):
+        for _ in range(5):
             with applied(view, Subtract(direction, scale, layer), positions=Positions.ALL):
                 risen = np.exp((metrics.cross_entropy(lm, windows, 8)[0] - nll).sum() / count.sum()) - 1
             scale *= np.clip((rise / max(risen, 1e-9)) ** 0.5, 0.1, 10)

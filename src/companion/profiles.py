@@ -41,8 +41,8 @@ class Profile:
         toxicity (0: all), sentences for F1, windows and their width for perplexity.
     control_draws
         Random draws of neurons per control.
-    control_seeds, control_steps
-        Further DPO runs of chapter 7 and their steps.
+    control_seeds, control_steps, control_batch
+        Further DPO runs of chapter 7, their steps and pairs per step.
     seed
         All randomness descends from it.
     """
@@ -77,6 +77,7 @@ class Profile:
     control_draws: int
     control_seeds: int
     control_steps: int
+    control_batch: int
     seed: int
 
 

@@ -14,21 +14,22 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 
 NAMES = ("tiny-gpt2", "tiny-llama")
 EOS = "<|end|>"
+MARKS = ("<empty_output>", "<file_sep>")  # the special tokens of SmolLM2 that MaRCo's denoiser uses
 
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:
-    """One token per byte, and an end-of-text token with id 0."""
+    """One token per byte, an end-of-text token with id 0 and two marks."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {EOS: 0, **{symbol: i + 1 for i, symbol in enumerate(alphabet)}}
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=EOS, pad_token=EOS)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=EOS, pad_token=EOS, additional_special_tokens=list(MARKS))
 
 
 def random_model(name: str) -> PreTrainedModel:
     """Return a two- or three-layer model with random weights (``tiny-gpt2`` or ``tiny-llama``)."""
-    ends = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0, "vocab_size": 257}
+    ends = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0, "vocab_size": 257 + len(MARKS)}
     if name == "tiny-gpt2":
         config = GPT2Config(n_layer=2, n_embd=32, n_head=4, n_positions=512, **ends)
         build = GPT2LMHeadModel

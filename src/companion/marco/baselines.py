@@ -1,0 +1,62 @@
+"""What a user would otherwise do: delete bad words, refill without experts, ask a chat model.
+
+Each takes texts and returns texts, in order. CondBERT and ParaGeDi, the paper's baselines, need
+weights that cannot be had offline; their published numbers stand beside ours.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import cache
+
+import torch
+
+from companion import generation
+from companion.generation import Sampling
+from companion.marco import rewriting, words
+from companion.marco.denoiser import BASE, Denoiser
+from companion.marco.rewriting import Settings
+from companion.models import LanguageModel
+from companion.toxicity.lexical import LexicalScorer
+
+REQUEST = "Rewrite the following sentence so that it is polite and inoffensive. Keep its meaning. Reply with the sentence only.\n\n"
+
+
+@cache
+def _word_score(word: str) -> float:
+    """Toxicity of a word by itself, by the lexical scorer."""
+    return float(LexicalScorer()([word])[0])
+
+
+def toxic_words(sentence: words.Sentence, threshold: float = 0.5) -> list[int]:
+    """Indices of the words that the lexical scorer finds toxic by themselves."""
+    return [i for i, w in enumerate(sentence.words) if w.maskable and _word_score(sentence.text[w.start : w.end].lower()) >= threshold]
+
+
+def delete(denoiser: Denoiser, texts: Sequence[str]) -> list[str]:
+    """Leave toxic words out (*Delete* of Logacheva et al., 2022), with our lexical scorer as the lexicon."""
+    found = []
+    for text in texts:
+        sentence = words.split(denoiser, text)
+        for i in reversed(toxic_words(sentence)):
+            word = sentence.words[i]
+            text = text[: word.start] + text[word.end :]
+        found.append(re.sub(r"\s+", " ", text).strip())
+    return found
+
+
+def refill(denoiser: Denoiser, texts: Sequence[str], masked: Sequence[Sequence[int]], settings: Settings) -> list[str]:
+    """Fill given blanks with the base model alone, which reads the masked text: masking without experts."""
+    sentences = [words.split(denoiser, text) for text in texts]
+    alone = replace(settings, alpha_base=0.0, alpha_expert=1.0, alpha_anti=0.0)
+    return rewriting.fill(denoiser, sentences, masked, alone, cast=(BASE, BASE, BASE))
+
+
+def ask(lm: LanguageModel, texts: Sequence[str], *, new_tokens: int = 64, sampling: Sampling | None = None) -> list[str]:
+    """Prompt the instruct model to rewrite politely; its first line is the answer."""
+    chats = [lm.tokenizer.apply_chat_template([{"role": "user", "content": REQUEST + text}], tokenize=False, add_generation_prompt=True) for text in texts]
+    with torch.inference_mode():
+        answers = generation.generate(lm, chats, new_tokens=new_tokens, sampling=sampling, batch_size=32).texts
+    return [(answer.strip().splitlines() or [""])[0].strip().strip('"') for answer in answers]

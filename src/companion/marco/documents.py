@@ -1,0 +1,65 @@
+"""Rewrite texts of any length: in pieces of a sentence or so, put together again."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from tqdm import tqdm
+
+from companion.marco.rewriting import Rewrite, Rewriter
+
+PIECE = 30  # words: the cost of a piece grows with the square of its length
+TOGETHER = 32  # pieces rewritten at a time
+
+
+@dataclass(frozen=True)
+class Document:
+    """A text and what became of it, piece by piece."""
+
+    original: str
+    text: str
+    pieces: list[Rewrite]
+
+    @property
+    def masked(self) -> list[str]:
+        """The words that were masked."""
+        return [p.original[p.sentence.words[j].start : p.sentence.words[j].end] for p in self.pieces for j in p.masked]
+
+    @property
+    def scores(self) -> list[tuple[str, float | None]]:
+        """Every word with its divergence in nats; None where nothing is ever masked."""
+        return [
+            (p.original[w.start : w.end], None if np.isnan(d) else float(d)) for p in self.pieces for w, d in zip(p.sentence.words, p.divergence, strict=True)
+        ]
+
+
+def cut(text: str) -> list[str]:
+    """Cut a text after sentence ends and line breaks, and where a piece has ``PIECE`` words; the pieces join to the text."""
+    pieces, words = [""], 0
+    for part in re.findall(r"\s*\S+|\s+$", text):
+        if words == PIECE or (words and (re.search(r"[.!?…]['\")\]]*$", pieces[-1]) or "\n" in part[: len(part) - len(part.lstrip())])):
+            pieces.append("")
+            words = 0
+        pieces[-1] += part
+        words += 1
+    return [piece for piece in pieces if piece]
+
+
+def rewrite(rewriter: Rewriter, texts: Sequence[str], *, progress: str | None = None) -> list[Document]:
+    """Rewrite texts: as many come back, in order. Space at the ends of pieces stays as it is."""
+    pieces = [(i, piece) for i, text in enumerate(texts) for piece in cut(text)]
+    found: list[list[Rewrite]] = [[] for _ in texts]
+    joined = [""] * len(texts)
+    bar = tqdm(total=len(pieces), desc=progress, disable=progress is None, unit="sentence")
+    for start in range(0, len(pieces), TOGETHER):
+        some = pieces[start : start + TOGETHER]
+        for (i, piece), new in zip(some, rewriter([piece.strip() for _, piece in some]), strict=True):
+            before, after = piece[: len(piece) - len(piece.lstrip())], piece[len(piece.rstrip()) :] if piece.strip() else ""
+            joined[i] += before + new.text + after
+            found[i].append(new)
+        bar.update(len(some))
+    bar.close()
+    return [Document(*row) for row in zip(texts, joined, found, strict=True)]

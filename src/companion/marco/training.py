@@ -1,0 +1,222 @@
+"""Train the three adapters: a base that undoes noise, then an expert and an anti-expert from it.
+
+Each batch is read once by the frozen model, without gradients; only the adapters, which write,
+learn. So a step costs little more than reading and writing the same text.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from peft import LoraConfig, get_peft_model
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+from tqdm import tqdm
+from transformers import DynamicCache
+
+from companion import tokens
+from companion.marco import corpus, words
+from companion.marco.denoiser import ANTI_EXPERT, BASE, EXPERT, PrefixDenoiser
+from companion.models import LanguageModel
+
+PART = 384  # target tokens whose gradients are made at a time: logits over the vocabulary are large
+
+
+@dataclass(frozen=True)
+class AdapterConfig:
+    """Hyperparameters of the adapters (ours: the paper fine-tunes all of BART on a million comments)."""
+
+    rank: int = 8
+    alpha: int = 16
+    batch_size: int = 32
+    base_steps: int = 450
+    expert_steps: int = 200
+    base_rate: float = 1e-3
+    expert_rate: float = 4e-4
+    warmup: int = 20
+    seed: int = 0
+
+
+class Example(NamedTuple):
+    """A corrupted source and the target to write, in token ids."""
+
+    source: list[int]
+    target: list[int]
+
+
+def attach(lm: LanguageModel, config: AdapterConfig) -> PrefixDenoiser:
+    """Add a fresh base adapter to a model (in place) and view it as a denoiser."""
+    lora = LoraConfig(r=config.rank, lora_alpha=config.alpha, target_modules="all-linear", lora_dropout=0.0, task_type="CAUSAL_LM")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        return PrefixDenoiser(get_peft_model(lm.model, lora, adapter_name=BASE), lm.tokenizer)
+
+
+def examples(denoiser: PrefixDenoiser, texts: Sequence[str], seed: int) -> list[Example]:
+    """Corrupt texts, each with its own noise."""
+    noise, found = random.Random(seed), []
+    for text in texts:
+        sentence = words.split(denoiser, text)
+        pieces = _pieces(sentence)
+        found.append(Example(corpus.infilled(pieces, denoiser.mask_id, noise), sentence.ids))
+    return found
+
+
+def _pieces(sentence: words.Sentence) -> list[list[int]]:
+    """All tokens of a sentence word by word; tokens of no word are pieces of their own."""
+    owner = {t: i for i, word in enumerate(sentence.words) for t in word.tokens}
+    pieces: list[list[int]] = []
+    last = None
+    for t, token in enumerate(sentence.ids):
+        here = owner.get(t, -t - 1)
+        if here == last:
+            pieces[-1].append(token)
+        else:
+            pieces.append([token])
+        last = here
+    return pieces
+
+
+def losses(denoiser: PrefixDenoiser, batch: Sequence[Example], adapter: str) -> Float[Tensor, "rows"]:
+    """Mean cross-entropy per token of each target (its end included), written with one adapter."""
+    model, device = denoiser.model, denoiser.model.device
+    source = tokens.pad([e.source for e in batch], "right")
+    target = tokens.pad([[denoiser.separator_id, *e.target, denoiser.end_id] for e in batch], "right")
+    source_mask, target_mask = source.mask.long().to(device), target.mask[:, :-1].long().to(device)
+    model.set_adapter(adapter)
+    with torch.no_grad():
+        cache: DynamicCache = denoiser._read(source.ids.to(device), source_mask, source.positions.to(device))
+    logits = model(
+        input_ids=target.ids[:, :-1].to(device),
+        attention_mask=torch.cat([source_mask, target_mask], dim=1),
+        position_ids=source_mask.sum(-1, keepdim=True) + target.positions[:, :-1].to(device),
+        past_key_values=cache,
+    ).logits
+    real = target.mask[:, 1:].to(device)
+    each = torch.zeros(real.shape, device=device)
+    each[real] = cross_entropy(logits[real].float(), target.ids[:, 1:].to(device)[real], reduction="none")
+    return each.sum(-1) / real.sum(-1)
+
+
+def batches(texts: Sequence[str], config: AdapterConfig, steps: int) -> list[list[int]]:
+    """``steps`` batches of text indices: fresh shuffles, texts of similar length together."""
+    shuffle, found = random.Random(config.seed), []
+    while len(found) < steps:
+        order = shuffle.sample(range(len(texts)), len(texts))
+        epoch = []
+        for start in range(0, len(order), 8 * config.batch_size):
+            near = sorted(order[start : start + 8 * config.batch_size], key=lambda i: len(texts[i]))
+            epoch += [near[i : i + config.batch_size] for i in range(0, len(near), config.batch_size)]
+        found += shuffle.sample(epoch, len(epoch))
+    return found[:steps]
+
+
+def train(
+    denoiser: PrefixDenoiser,
+    adapter: str,
+    texts: Sequence[str],
+    held_out: dict[str, Sequence[str]],
+    steps: int,
+    rate: float,
+    config: AdapterConfig,
+    folder: Path,
+) -> list[dict]:
+    """Train one adapter in place; returns a row per step: loss, and every 50 steps the loss on each held-out list.
+
+    AdamW, linear warm-up, linear decay to 0, fresh noise in each step. The state goes to ``folder`` every
+    25 steps; a call that finds a state there goes on from it.
+    """
+    parameters = {name: p for name, p in denoiser.model.named_parameters() if f".{adapter}." in name}
+    optimizer = torch.optim.AdamW(parameters.values(), lr=rate, weight_decay=0.0)
+    checkpoint = _Checkpoint(folder / f"{adapter}.training.safetensors", parameters, optimizer)
+    history = checkpoint.load()
+    curves = {name: examples(denoiser, some, config.seed) for name, some in held_out.items()}
+    schedule = batches(texts, config, steps)[len(history) :]
+    for rows in (bar := tqdm(schedule, desc=adapter, initial=len(history), total=steps)):
+        step, started = len(history), time.perf_counter()
+        for group in optimizer.param_groups:
+            group["lr"] = rate * min(1.0, (step + 1) / config.warmup) * (1 - step / steps)
+        batch, total = examples(denoiser, [texts[i] for i in rows], 1_000_003 * config.seed + step), 0.0
+        for some in parts(batch):
+            part = losses(denoiser, some, adapter).sum() / len(batch)
+            part.backward()
+            total += part.item()
+        torch.nn.utils.clip_grad_norm_(list(parameters.values()), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        history.append({"step": step, "loss": total, "seconds": round(time.perf_counter() - started, 2)})
+        if (step + 1) % 50 == 0 or step + 1 == steps:
+            history[-1] |= {name: held_out_loss(denoiser, some, adapter) for name, some in curves.items()}
+            tqdm.write(f"{adapter}: {history[-1]}")
+        if (step + 1) % 25 == 0 or step + 1 == steps:
+            checkpoint.save(history)
+        bar.set_postfix(loss=f"{total:.3f}")
+    return history
+
+
+@torch.no_grad()
+def held_out_loss(denoiser: PrefixDenoiser, batch: Sequence[Example], adapter: str) -> float:
+    """Mean over texts of the loss per token."""
+    return torch.cat([losses(denoiser, part, adapter) for part in parts(batch)]).mean().item()
+
+
+def parts(batch: Sequence[Example]) -> list[Sequence[Example]]:
+    """Cut a batch into parts of about ``PART`` tokens."""
+    size = max(1, PART // max(len(e.target) for e in batch))
+    return [batch[i : i + size] for i in range(0, len(batch), size)]
+
+
+class _Checkpoint:
+    """Adapter weights, AdamW moments and history of an interrupted training. Safetensors only."""
+
+    def __init__(self, path: Path, parameters: dict[str, Tensor], optimizer: torch.optim.Optimizer) -> None:
+        self.path, self.parameters, self.optimizer = path, parameters, optimizer
+
+    def save(self, history: list[dict]) -> None:
+        state = {}
+        for name, parameter in self.parameters.items():
+            moments = self.optimizer.state[parameter]
+            state |= {f"weight.{name}": parameter.detach(), f"first.{name}": moments["exp_avg"], f"second.{name}": moments["exp_avg_sq"]}
+        fresh = self.path.with_suffix(".new")
+        save_file({key: value.cpu() for key, value in state.items()}, fresh, metadata={"history": json.dumps(history)})
+        fresh.replace(self.path)
+
+    def load(self) -> list[dict]:
+        if not self.path.exists():
+            return []
+        with safe_open(self.path, "pt") as stored:
+            history = json.loads(stored.metadata()["history"])
+            for name, parameter in self.parameters.items():
+                parameter.data.copy_(stored.get_tensor(f"weight.{name}"))
+                first, second = (stored.get_tensor(f"{moment}.{name}").to(parameter) for moment in ("first", "second"))
+                self.optimizer.state[parameter] = {"step": torch.tensor(float(len(history))), "exp_avg": first, "exp_avg_sq": second}
+        return history
+
+
+def train_experts(lm: LanguageModel, config: AdapterConfig, folder: Path) -> PrefixDenoiser:
+    """Train base, expert and anti-expert on the public data; ``folder`` keeps the states and the histories."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rows, held = corpus.balanced("train", config.seed), corpus.balanced("dev", config.seed)
+    classes = {"non-toxic": rows[rows.label == 0].text.tolist(), "toxic": rows[rows.label == 1].text.tolist()}
+    curves = {name: held[held.label == label].text.tolist()[:96] for label, name in enumerate(classes)}
+    denoiser = attach(lm, config)
+    history = {BASE: train(denoiser, BASE, classes["non-toxic"] + classes["toxic"], curves, config.base_steps, config.base_rate, config, folder)}
+    for adapter, name in ((EXPERT, "non-toxic"), (ANTI_EXPERT, "toxic")):
+        denoiser.model.add_adapter(adapter, denoiser.model.peft_config[BASE])
+        own = dict(denoiser.model.named_parameters())
+        for key, parameter in own.items():
+            if f".{adapter}." in key:
+                parameter.data.copy_(own[key.replace(f".{adapter}.", f".{BASE}.")])
+        history[adapter] = train(denoiser, adapter, classes[name], curves, config.expert_steps, config.expert_rate, config, folder)
+    (folder / "history.json").write_text(json.dumps({"config": asdict(config), "history": history}))
+    return denoiser

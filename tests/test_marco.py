@@ -1,0 +1,301 @@
+"""MaRCo: words, noise, denoisers, masking and rewriting, against references computed by hand."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import random
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.spatial.distance import jensenshannon
+from transformers import BartConfig, BartForConditionalGeneration, PreTrainedTokenizerFast
+
+from companion import tiny as tiny_models
+from companion.generation import Sampling
+from companion.marco import corpus, documents, masking, rewriting, training, words
+from companion.marco.denoiser import ANTI_EXPERT, BASE, EXPERT, ROLES, PrefixDenoiser, Seq2SeqDenoiser, trie
+from companion.marco.masking import Masking
+from companion.marco.rewriting import Rewriter, Settings
+
+TEXTS = ["I am so fed up.", "You (really) are, you know!", "ok", "well-known don't f*** 😀 @you #tag https://a.b/c", "so it goes, and so it went"]
+
+
+def adapters(lm) -> PrefixDenoiser:
+    """Three adapters with random weights on a copy of a tiny model."""
+    lm = dataclasses.replace(lm, model=copy.deepcopy(lm.model))
+    denoiser = training.attach(lm, training.AdapterConfig(rank=2, alpha=2))
+    for name in (EXPERT, ANTI_EXPERT):
+        denoiser.model.add_adapter(name, denoiser.model.peft_config[BASE])
+    generator = torch.Generator().manual_seed(3)
+    for name, parameter in denoiser.model.named_parameters():
+        if "lora_" in name:
+            parameter.data = 0.3 * torch.randn(parameter.shape, generator=generator)
+    denoiser.model.eval()
+    return denoiser
+
+
+def bart() -> Seq2SeqDenoiser:
+    """Three tiny random encoder-decoders over bytes."""
+    tokenizer: PreTrainedTokenizerFast = tiny_models.byte_tokenizer()
+    tokenizer.add_special_tokens({"mask_token": tiny_models.MARKS[0], "bos_token": tiny_models.MARKS[1]})
+    sizes = {"d_model": 16, "encoder_layers": 2, "decoder_layers": 2, "encoder_ffn_dim": 24, "decoder_ffn_dim": 24, "max_position_embeddings": 1024}
+    heads = {"encoder_attention_heads": 2, "decoder_attention_heads": 2, "vocab_size": len(tokenizer)}
+    ends = {"bos_token_id": 258, "pad_token_id": 0, "eos_token_id": 0, "decoder_start_token_id": 0, "forced_eos_token_id": 0}
+    models = {}
+    for seed, role in enumerate(ROLES):
+        torch.manual_seed(seed)
+        models[role] = BartForConditionalGeneration(BartConfig(**sizes, **heads, **ends, init_std=0.3))
+    return Seq2SeqDenoiser(models, tokenizer)
+
+
+@pytest.fixture(scope="module", params=["causal", "encoder-decoder"])
+def denoiser(request, lively_llama):
+    return adapters(lively_llama) if request.param == "causal" else bart()
+
+
+def by_hand(denoiser, role: str, source: list[int], target: list[int]) -> torch.Tensor:
+    """Next-token logits by the plainest calls there are."""
+    if isinstance(denoiser, Seq2SeqDenoiser):
+        begun = [0, denoiser.tokenizer.bos_token_id]
+        ids = torch.tensor([[denoiser.tokenizer.bos_token_id, *source, denoiser.end_id]])
+        with torch.no_grad():
+            return denoiser.models[role](input_ids=ids, decoder_input_ids=torch.tensor([[*begun, *target]])).logits[0, -1]
+    with torch.no_grad(), denoiser.model.disable_adapter():
+        cache = denoiser.model(input_ids=torch.tensor([source]), use_cache=True).past_key_values
+    denoiser.model.set_adapter(role)
+    with torch.no_grad():
+        return denoiser.model(input_ids=torch.tensor([[denoiser.separator_id, *target]]), past_key_values=cache).logits[0, -1]
+
+
+def test_trie_holds_each_beginning_once_and_every_sequence():
+    rows = [[1, 2, 3], [1, 2, 4, 5], [9], [1, 2, 3]]
+    packed = trie(rows)
+    assert len(packed.ids) == 6
+    for row, end in zip(rows, packed.ends, strict=True):
+        line = packed.ancestors[end].nonzero()[:, 0]
+        assert [packed.ids[i] for i in line] == row
+        assert [packed.depth[i] for i in line] == list(range(len(row)))
+
+
+def test_packed_and_batched_scores_equal_one_at_a_time(denoiser):
+    sentences = [words.split(denoiser, text) for text in TEXTS]
+    rows = [(s.masked([j], denoiser.mask_id), s.ids[: w.tokens.start]) for s in sentences for j, w in enumerate(s.words)]
+    sources, targets = zip(*rows, strict=True)
+    found = torch.cat(list(denoiser.next_logits((EXPERT, ANTI_EXPERT), sources, targets)), dim=1)
+    assert found.shape[:2] == (2, len(rows))
+    for i, (source, target) in enumerate(rows):
+        for r, role in enumerate((EXPERT, ANTI_EXPERT)):
+            expected = by_hand(denoiser, role, source, target)
+            assert torch.allclose(found[r, i], expected, atol=1e-4 * float(expected.abs().max()))
+
+
+def test_writing_with_a_cache_equals_scoring_the_whole_target(denoiser):
+    sources = [denoiser.encode(text).ids for text in TEXTS[:3]] * 2
+    roles = [EXPERT] * 3 + [BASE] * 3
+    decoding = denoiser.begin(roles, sources)
+    targets = [[] for _ in sources]
+    ids = None
+    for _ in range(5):
+        logits = decoding.step(ids)
+        for role, source, target, row in zip(roles, sources, targets, logits, strict=True):
+            expected = by_hand(denoiser, role, source, target)
+            assert torch.allclose(row, expected, atol=1e-4 * float(expected.abs().max()))
+        ids = logits[:, 40:120].argmax(-1) + 40
+        for target, token in zip(targets, ids.tolist(), strict=True):
+            target.append(token)
+
+
+def test_the_roles_differ_and_the_base_model_is_as_it_was(lively_llama):
+    before = lively_llama.model(input_ids=torch.tensor([[5, 6, 7]])).logits
+    denoiser = adapters(lively_llama)
+    scores = next(denoiser.next_logits(ROLES, [[5, 6, 7]], [[5]]))
+    assert (scores[0] - scores[1]).abs().max() > 1e-3 and (scores[1] - scores[2]).abs().max() > 1e-3
+    with denoiser.model.disable_adapter():
+        assert torch.equal(denoiser.model(input_ids=torch.tensor([[5, 6, 7]])).logits, before)
+
+
+def test_marks_in_a_users_text_are_plain_text(denoiser):
+    ids = denoiser.encode(f"a {tiny_models.MARKS[0]} b {tiny_models.MARKS[1]}").ids
+    assert not set(ids) & set(denoiser.marks)
+
+
+@given(st.text(max_size=60))
+def test_words_cover_the_text_and_tokens_belong_to_one_word(text):
+    tokenizer_only = Seq2SeqDenoiser({}, tiny_models.byte_tokenizer())
+    sentence = words.split(tokenizer_only, text)
+    covered = "".join(text[w.start : w.end] for w in sentence.words)
+    assert [c for c in covered if not c.isspace()] == [c for c in text if not c.isspace()]
+    used = [t for w in sentence.words for t in w.tokens]
+    assert used == sorted(set(used))
+    assert sentence.masked([], -1) == sentence.ids
+
+
+def test_what_may_be_masked(denoiser):
+    sentence = words.split(denoiser, TEXTS[3])
+    maskable = [TEXTS[3][w.start : w.end] for w in sentence.words if w.maskable]
+    assert maskable == ["well-known", "don't", "f***"]
+
+
+def test_divergences_equal_their_definitions():
+    generator = torch.Generator().manual_seed(0)
+    a, b = torch.randn(2, 7, 50, generator=generator)
+    p, q = a.softmax(-1).double().numpy(), b.softmax(-1).double().numpy()
+    assert masking.jensen_shannon(a, b).numpy() == pytest.approx(jensenshannon(p, q, axis=-1) ** 2, rel=1e-4)
+    jeffreys = 0.5 * ((p * np.log(p / q)).sum(-1) + (q * np.log(q / p)).sum(-1))
+    assert masking.half_jeffreys(a, b).numpy() == pytest.approx(jeffreys, rel=1e-4)
+    assert masking.jensen_shannon(a, a).abs().max() < 1e-6
+    certain = torch.tensor([[100.0, 0.0]])
+    assert masking.jensen_shannon(certain, certain.flip(-1)).item() == pytest.approx(np.log(2), rel=1e-6)
+
+
+def test_divergence_of_each_word_is_that_of_its_blank(denoiser):
+    sentences = [words.split(denoiser, text) for text in TEXTS]
+    found = masking.divergences(denoiser, sentences)
+    for sentence, scores in zip(sentences, found, strict=True):
+        for j, word in enumerate(sentence.words):
+            if not word.maskable:
+                assert np.isnan(scores[j])
+                continue
+            logits = [by_hand(denoiser, role, sentence.masked([j], denoiser.mask_id), sentence.ids[: word.tokens.start]) for role in (EXPERT, ANTI_EXPERT)]
+            assert scores[j] == pytest.approx(masking.jensen_shannon(*logits).item(), abs=1e-4)
+
+
+def test_choice_of_words():
+    scores = np.array([np.nan, 0.1, 0.4, np.nan, 0.1])
+    assert masking.choose(scores, Masking(0.3)) == [2]
+    assert masking.choose(scores, Masking(1.2, relative=True)) == [2]
+    assert masking.choose(scores, Masking(0.5)) == []
+    assert masking.choose(np.array([np.nan, np.nan]), Masking(0.0, relative=True)) == []
+
+
+def test_the_published_index_map_masks_a_bracket():
+    """Known defect 1: with marks at 2 and 3, the third kept word lands on a mark instead of 4."""
+    scores = np.array([0.1, 0.1, np.nan, np.nan, 0.9])
+    assert masking.choose(scores, Masking(0.5)) == [4]
+    assert masking.choose(scores, Masking(0.5, published_index=True)) == [3]
+
+
+def test_product_of_experts_by_hand():
+    logits = torch.tensor([[[1.0, 2.0]], [[0.5, -1.0]], [[2.0, 0.0]]])
+    settings = Settings(Masking(0.1), alpha_expert=4.0, alpha_anti=1.5, temperature=2.0)
+    assert rewriting.product(logits, settings).tolist() == [[0.5 + 2.0 - 3.0, 1.0 - 4.0]]
+
+
+def test_repetition_penalty_by_hand():
+    scores = torch.tensor([[2.0, -2.0, 3.0]])
+    assert rewriting.penalised(scores, torch.tensor([[0, 1, -1]]), 2.0).tolist() == [[1.0, -4.0, 3.0]]
+
+
+SETTINGS = Settings(Masking(1.0, relative=True), alpha_expert=2.0, alpha_anti=0.5, temperature=1.3)
+
+
+def test_rewrites_equal_a_loop_without_cache_or_batch(denoiser):
+    """Free writing, step by step with the plainest calls."""
+    settings = dataclasses.replace(SETTINGS, anchored=False, repetition_penalty=1.2)
+    checked = [r for r in Rewriter(denoiser, settings)(TEXTS) if r.masked][:2]
+    assert checked
+    for rewrite in checked:
+        source, written = rewrite.sentence.masked(rewrite.masked, denoiser.mask_id), []
+        while len(written) < 2 * len(rewrite.sentence.ids) + rewriting.ROOM:
+            logits = torch.stack([by_hand(denoiser, r, s, written)[None] for r, s in zip(ROLES, (rewrite.sentence.ids, source, source), strict=True)])
+            scores = rewriting.penalised(rewriting.product(logits, settings), torch.tensor([written or [-1]]), 1.2)[0]
+            scores[[i for i in denoiser.marks if i != denoiser.end_id]] = -torch.inf
+            if int(scores.argmax()) == denoiser.end_id:
+                break
+            written.append(int(scores.argmax()))
+        assert denoiser.decode(written) == rewrite.text
+
+
+def test_anchored_rewrites_keep_every_word_that_is_not_masked(denoiser):
+    rewriter = Rewriter(denoiser, SETTINGS)
+    for rewrite in rewriter(TEXTS):
+        gone = set(rewrite.masked)
+        at = 0
+        for j, word in enumerate(rewrite.sentence.words):
+            if j not in gone:
+                piece = rewrite.original[word.start : word.end]
+                assert piece in rewrite.text[at:]
+                at = rewrite.text.index(piece, at) + len(piece)
+
+
+@pytest.mark.parametrize("sampling", [None, Sampling(seed=1)])
+@pytest.mark.parametrize("anchored", [True, False])
+def test_batched_rewrites_equal_single_ones(denoiser, sampling, anchored):
+    rewriter = Rewriter(denoiser, dataclasses.replace(SETTINGS, anchored=anchored))
+    together = [r.text for r in rewriter(TEXTS, sampling)]
+    if sampling is None:
+        assert together == [rewriter([text])[0].text for text in TEXTS]
+    else:
+        assert together == [r.text for r in rewriter([*TEXTS, "one more"], sampling)][: len(TEXTS)]
+
+
+@pytest.mark.parametrize("text", ["", " ", "?!...", "😀😀", "\x00\x01", "日本語の文", "ان هذا", "a\nb\tc"])
+def test_odd_input_is_answered(denoiser, text):
+    found = Rewriter(denoiser, SETTINGS)([text, "plain words"])
+    assert len(found) == 2 and found[0].original == text
+
+
+def test_noise_is_bart_infilling():
+    """About 30 % of words go; some inputs stay whole; order is kept; spans are 3 words long on average."""
+    text, lost, spans, intact = [[i] for i in range(40)], [], [], 0
+    for seed in range(400):
+        found = corpus.infilled(text, -1, random.Random(seed))
+        kept = [t for t in found if t >= 0]
+        assert kept == sorted(kept)
+        if len(kept) == 40 and -1 not in found:
+            intact += 1
+            continue
+        lost.append(40 - len(kept))
+        spans.append((40 - len(kept)) / found.count(-1))
+    assert np.mean(lost) / 40 == pytest.approx(0.3, abs=0.05)
+    assert 1.8 < np.mean(spans) < 3.2
+    assert intact / 400 == pytest.approx(corpus.INTACT_SHARE, abs=0.06)
+
+
+def test_training_resumes_to_the_same_bits(tiny_llama, tmp_path, monkeypatch):
+    config = training.AdapterConfig(rank=2, batch_size=4, warmup=2)
+    texts = ["a b c d e", "what is it", "no no no", "go on and on", "x y z", "the end of it"] * 3
+    plain, calls = training.losses, []
+
+    def run(folder):
+        folder.mkdir(exist_ok=True)
+        denoiser = training.attach(dataclasses.replace(tiny_llama, model=copy.deepcopy(tiny_llama.model)), config)
+        history = training.train(denoiser, BASE, texts, {"held out": texts[:4]}, 60, 1e-2, config, folder)
+        return {n: p.detach().clone() for n, p in denoiser.model.named_parameters() if "lora_" in n}, history
+
+    def stopping(*given):
+        calls.append(1)
+        if len(calls) == 37:
+            raise KeyboardInterrupt
+        return plain(*given)
+
+    whole, history = run(tmp_path / "whole")
+    monkeypatch.setattr(training, "losses", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "stopped")
+    resumed, again = run(tmp_path / "stopped")
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    assert [row["loss"] for row in history] == [row["loss"] for row in again]
+    assert history[-1]["loss"] < history[0]["loss"]
+    assert "held out" in history[-1]
+
+
+@given(st.text(max_size=300))
+def test_pieces_join_to_the_text(text):
+    pieces = documents.cut(text)
+    assert "".join(pieces) == text
+    assert all(len(piece.split()) <= documents.PIECE for piece in pieces)
+
+
+def test_long_texts_are_rewritten_in_pieces(denoiser):
+    long = "It was late. " * 12 + "no stop here " * 14 + "\nnew line"
+    texts = [long, "", "ok then", "  \n"]
+    found = documents.rewrite(Rewriter(denoiser, SETTINGS), texts)
+    assert [d.original for d in found] == texts
+    assert len(found[0].pieces) > 12 and found[1].text == "" and found[3].text == "  \n"
+    untouched = dataclasses.replace(SETTINGS, masking=Masking(9.0))
+    assert [d.text for d in documents.rewrite(Rewriter(denoiser, untouched), texts)] == texts
