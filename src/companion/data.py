@@ -71,6 +71,16 @@ def openings(texts: list[str], share: float = 0.5) -> tuple[list[str], list[str]
     return [" ".join(words[:k]) for words, k in cut], [" ".join(words[k:]) for words, k in cut]
 
 
+def toxic_sentences(profile: Profile, split: str) -> dict[str, pd.DataFrame]:
+    """Sets of sentences to rewrite (column ``text``; embedded sets also ``neutral`` and ``term``), by name.
+
+    ``embedded``: subtle and overt sentences. ``public``: the offensive rows of MaRCo's three sets.
+    """
+    if profile.data == "public":
+        return public.rewriting_sets(split)
+    return {kind: _part(f"sentences/{kind}.jsonl", split) for kind in ("subtle", "overt")}
+
+
 def pair_prompts(profile: Profile) -> list[str]:
     """Prompts for PPLM pairs: the training prompts, and after every seventh an opening of plain prose."""
     mixed = prompts(profile, "train", limit=0).prompt.sample(frac=1, random_state=0).tolist()

@@ -134,6 +134,25 @@ def paradetox() -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["text", "label", "source", "split"])
 
 
+def microaggressions(split: str) -> list[str]:
+    """Quotes of microaggressions: all of the validation file is evaluation; the training file is dev or train by hash."""
+    texts = pd.read_csv(fetch(f"marco/microaggressions_{'val' if split == 'eval' else 'train'}.csv")).actual_quote.dropna().str.strip()
+    texts = texts[texts != ""].drop_duplicates()
+    return [text for text in texts if split == "eval" or ("dev" if text_hash(text) % 10 == 1 else "train") == split]
+
+
+def rewriting_sets(split: str) -> dict[str, pd.DataFrame]:
+    """The offensive sentences of MaRCo's three evaluation sets (column ``text``); of Social Bias Frames, for ``eval``, its own 92 posts."""
+    posts, hate = sbf(), dynahate()
+    own = (posts.origin == SBF_EVALUATION_SOURCE) | (split != "eval")
+    found = {
+        "microaggressions": pd.Series(microaggressions(split)),
+        "sbf": posts[(posts.split == split) & (posts.label == 1) & own].text,
+        "dynahate": hate[(hate.split == split) & (hate.label == 1)].text,
+    }
+    return {name: texts.to_frame("text").reset_index(drop=True) for name, texts in found.items()}
+
+
 def challenge_prompts() -> list[str]:
     """The 1,199 RealToxicityPrompts challenge prompts (all of them evaluation rows)."""
     with fetch("rtp/challenge_prompts.jsonl").open(encoding="utf-8") as file:

@@ -27,6 +27,7 @@ def balanced(split: str, seed: int = 0) -> pd.DataFrame:
     toxic and stand against Jigsaw's comments. Rows near evaluation rows are not among them.
     """
     rows = pd.concat([public.labelled(), _civil()], ignore_index=True)
+    rows = rows[~neardup.near_duplicates(rows.text, of=pd.Series(public.microaggressions("eval")))]
     rows = rows[(rows.split == split) & (rows.text.str.split().str.len() <= MAX_WORDS)]
     rows = rows.assign(text=rows.text.str.replace(r"\s+", " ", regex=True), cell=rows.source.replace("civil", "jigsaw") + rows.text.map(style))
     rows = rows.sample(frac=1, random_state=seed)

@@ -49,6 +49,9 @@ def _published(alpha_expert: float, temperature: float, repetition_penalty: floa
 #: Settings of the paper by evaluation set (its appendix; DynaHate's penalty is given as 1.5 and as 1.0).
 PUBLISHED = {"microaggressions": _published(4.25, 2.5, 1.0), "sbf": _published(5.0, 2.9, 1.5), "dynahate": _published(4.75, 2.5, 1.0)}
 
+#: Settings of the shipped adapters, chosen on dev rows (see the card in data/adapters).
+EMBEDDED = Settings(Masking(threshold=0.1), alpha_expert=4.25, alpha_anti=1.5, temperature=2.5)
+
 
 def with_defects(settings: Settings) -> Settings:
     """The same settings with the defects of the published code: its divergence and its index map."""

@@ -1,0 +1,76 @@
+"""``companion rewrite``: lines in, lines out."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from companion import models, toxicity
+from companion.errors import CompanionError
+from companion.marco import adapters, documents, rewriting
+from companion.marco.documents import Document
+from companion.marco.rewriting import Rewriter
+
+LONGEST = 20_000  # characters of a line: about ten minutes on 2 cores
+
+
+def read(text: str | None, file: Path | None) -> list[str]:
+    """Texts from the argument, a file, or standard input.
+
+    Raises
+    ------
+    CompanionError
+        If there is nothing to rewrite, or it is not UTF-8 text.
+    """
+    if text not in (None, "-") and file:
+        raise CompanionError("give a text or --file, not both.")
+    if text not in (None, "-"):
+        lines = [text]
+    else:
+        try:
+            raw = file.read_bytes() if file else sys.stdin.buffer.read()
+        except OSError as error:
+            raise CompanionError(f"'{file}' cannot be read: {error.strerror}.") from error
+        try:
+            lines = raw.decode("utf-8").removesuffix("\n").split("\n")
+        except UnicodeDecodeError as error:
+            raise CompanionError("the input is not UTF-8 text: convert it first, for example with iconv.") from error
+        if "\0" in "".join(lines):
+            raise CompanionError("the input has zero bytes, so it is no text.")
+    if not any(line.strip() for line in lines):
+        raise CompanionError("there is nothing to rewrite: give a text, --file, or lines on standard input.")
+    long = next((i for i, line in enumerate(lines) if len(line) > LONGEST), None)
+    if long is not None:
+        raise CompanionError(f"line {long + 1} has more than {LONGEST:,} characters: cut it into several lines.")
+    return lines
+
+
+def embedded() -> Rewriter:
+    """The rewriter of the shipped adapters with the settings chosen for them."""
+    return Rewriter(adapters.load(models.load(models.EMBEDDED)), rewriting.EMBEDDED)
+
+
+def rewritten(rewriter: Rewriter, lines: list[str], *, as_json: bool) -> Iterator[str]:
+    """The rewritten lines, as text or as JSON objects, some at a time as they are ready."""
+    score = toxicity.load("embedded") if as_json else None
+    for start in range(0, len(lines), documents.TOGETHER):
+        some = documents.rewrite(rewriter, lines[start : start + documents.TOGETHER], progress="rewriting" if sys.stderr.isatty() else None)
+        if score is None:
+            yield from (document.text.replace("\n", " ") for document in some)  # a line stays a line
+        else:
+            before, after = score([d.original for d in some]), score([d.text for d in some])
+            yield from (as_object(*row) for row in zip(some, before, after, strict=True))
+
+
+def as_object(document: Document, before: float, after: float) -> str:
+    """One JSON line."""
+    found = {
+        "text": document.original,
+        "rewritten": document.text,
+        "masked": document.masked,
+        "words": [{"word": word, "divergence": None if value is None else round(value, 4)} for word, value in document.scores],
+        "toxicity": {"before": round(float(before), 4), "after": round(float(after), 4)},
+    }
+    return json.dumps(found, ensure_ascii=False)
