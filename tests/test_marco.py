@@ -7,6 +7,7 @@ import dataclasses
 import random
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from hypothesis import given
@@ -16,7 +17,7 @@ from transformers import BartConfig, BartForConditionalGeneration, PreTrainedTok
 
 from companion import tiny as tiny_models
 from companion.generation import Sampling
-from companion.marco import corpus, documents, masking, rewriting, training, words
+from companion.marco import baselines, corpus, documents, masking, quality, rewriting, training, words
 from companion.marco.denoiser import ANTI_EXPERT, BASE, EXPERT, ROLES, PrefixDenoiser, Seq2SeqDenoiser, trie
 from companion.marco.masking import Masking
 from companion.marco.rewriting import Rewriter, Settings
@@ -299,3 +300,70 @@ def test_long_texts_are_rewritten_in_pieces(denoiser):
     assert len(found[0].pieces) > 12 and found[1].text == "" and found[3].text == "  \n"
     untouched = dataclasses.replace(SETTINGS, masking=Masking(9.0))
     assert [d.text for d in documents.rewrite(Rewriter(denoiser, untouched), texts)] == texts
+
+
+def test_baselines_answer_each_text(denoiser, tiny_llama):
+    texts = ["you damn tree", "a nice day", "shit happens, friend"]
+    assert baselines.delete(denoiser, texts) == ["you tree", "a nice day", "happens, friend"]
+    sentences = [words.split(denoiser, text) for text in texts]
+    masked = [baselines.toxic_words(s) for s in sentences]
+    assert masked == [[1], [], [0]]
+    filled = baselines.refill(denoiser, texts, masked, SETTINGS)
+    assert filled[1] == texts[1] and filled[0].startswith("you") and filled[0].endswith("tree")
+
+
+def test_refilling_is_the_base_model_on_the_masked_text(denoiser):
+    sentence = words.split(denoiser, "so it goes")
+    free = dataclasses.replace(SETTINGS, anchored=False)
+    found = baselines.refill(denoiser, [sentence.text], [[1]], free)[0]
+    source, written = sentence.masked([1], denoiser.mask_id), []
+    while len(written) < 2 * len(sentence.ids) + rewriting.ROOM:
+        scores = by_hand(denoiser, BASE, source, written)
+        scores[[i for i in denoiser.marks if i != denoiser.end_id]] = -torch.inf
+        if int(scores.argmax()) == denoiser.end_id:
+            break
+        written.append(int(scores.argmax()))
+    assert denoiser.decode(written) == found
+
+
+def test_asking_takes_the_first_line(tiny_llama):
+    tokenizer = copy.deepcopy(tiny_llama.tokenizer)
+    tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
+    answers = baselines.ask(dataclasses.replace(tiny_llama, tokenizer=tokenizer), ["a", "b c"], new_tokens=4)
+    assert len(answers) == 2 and not any("\n" in answer for answer in answers)
+
+
+def test_similarity_is_one_for_equal_texts_and_ignores_order():
+    same = quality.Similarity()
+    texts = ["The train is late again.", "My soup is cold.", "a " * 40]
+    assert same(texts, texts) == pytest.approx(np.ones(3), abs=1e-5)
+    far = same(texts[:2], texts[1::-1])
+    assert far[0] == pytest.approx(far[1], abs=1e-6) and far[0] < 0.5
+
+
+def test_sentence_loss_is_that_of_the_text_alone(lively_llama):
+    texts = ["a bc", "", "hello there you"]
+    sums, counts = quality.nll(lively_llama, texts)
+    assert counts.tolist() == [4, 1, 15]
+    ids = torch.tensor([[0, *lively_llama.tokenizer(texts[2])["input_ids"]]])
+    assert sums[2] == pytest.approx(15 * lively_llama.model(ids, labels=ids).loss.item(), rel=1e-4)
+
+
+def test_joint_score_needs_all_three():
+    assert quality.joint([0.4, 0.6, 0.1, 0.2], [0.9, 1.0, -0.3, 0.5], [1, 1, 1, 0]).tolist() == [0.9, 0, 0, 0]
+
+
+def test_balanced_classes_share_their_styles(monkeypatch):
+    """Equal numbers of both classes in every source and style; no row of another part, none near an evaluation row."""
+    rows = [(f"{start} w{i} x{i} y{i} z{i}{end}", i % 2, source, split)
+            for i in range(60) for start, end in (("So", "."), ("so", "")) for source in ("sbf", "jigsaw") for split in ("train", "eval")]  # fmt: skip
+    rows += [("SHOUTING at a row of its own", 1, "sbf", "train")]
+    labelled = pd.DataFrame(rows, columns=["text", "label", "source", "split"])
+    civil = pd.DataFrame({"text": ["So this civil one goes."], "label": [1], "source": ["civil"], "split": ["train"]})
+    monkeypatch.setattr(corpus.public, "labelled", lambda: labelled)
+    monkeypatch.setattr(corpus.public, "microaggressions", lambda split: ["so w7 x7 y7 z7"])
+    monkeypatch.setattr(corpus, "_civil", lambda: civil)
+    found = corpus.balanced("train")
+    sizes = found.assign(style=found.text.map(corpus.style), pool=found.source.replace("civil", "jigsaw")).groupby(["pool", "style", "label"]).size().unstack()
+    assert (sizes[0] == sizes[1]).all() and len(found) > 80
+    assert not found.text.str.contains("SHOUTING|w7 ").any()

@@ -153,11 +153,11 @@ def pairs() -> None:
 
 
 @make.command()
-def readme(profile: ProfileOption = "embedded") -> None:
-    """Write the README's figure and table from a run's results.json."""
+def readme() -> None:
+    """Write the README's figure and table and the page of public results from runs of the profiles embedded and public."""
     from companion import maintenance
 
-    maintenance.update_readme(runner.run_folder(profile, {}))
+    maintenance.update_readme(runner.run_folder("embedded", {}), runner.run_folder("public", {}))
 
 
 @make.command()

@@ -131,19 +131,32 @@ def first_tolerance(name: str, found: dict) -> dict:
     raise ValueError(f"no tolerance for {name}")
 
 
-def update_readme(folder: Path) -> None:
-    """Write ``pages/images/results.png`` and the table between the README's markers."""
-    results = checks.load_results(folder)
-    found = results["results"]
-    _figure(found, paths.project() / "pages" / "images" / "results.png")
-    lines = ["| result | value [95 % interval] | n | published |", "|---|---|---|---|"]
-    for name, what, spec, published in README_ROWS:
-        r = found[name]
-        lines.append(f"| {what} | {r['value']:{spec}} [{r['low']:{spec}}, {r['high']:{spec}}] | {r['n']:,} | {published} |")
-    versions = ", ".join(f"{k} {results['versions'][k]}" for k in ("python", "torch", "transformers"))
-    lines.append(f"\nFrom `results.json` of a run of the profile `{results['profile']}` on {results['machine']['cores']} cores ({versions}).")
-    path = paths.project() / "README.md"
-    block = "\n".join(lines)
+def update_readme(embedded: Path, public: Path) -> None:
+    """Write ``pages/images/results.png``, the README's table and ``pages/public_results.md`` from a run of either profile."""
+    runs = [checks.load_results(folder) for folder in (embedded, public)]
+    found = [run["results"] for run in runs]
+    _figure(found[0], paths.project() / "pages" / "images" / "results.png")
+
+    def cells(name: str, spec: str) -> str:
+        return " | ".join(f"{r[name]['value']:{spec}} [{r[name]['low']:{spec}}, {r[name]['high']:{spec}}], {r[name]['n']:,}" for r in found)
+
+    lines = ["| result | embedded: value [95 % interval], n | public data: value [95 % interval], n | published |", "|---|---|---|---|"]
+    lines += [f"| {what} | {cells(name, spec)} | {published} |" for name, what, spec, published in README_ROWS]
+    versions = ", ".join(f"{k} {runs[0]['versions'][k]}" for k in ("python", "torch", "transformers"))
+    lines.append(f"\nFrom `results.json` of runs of the profiles `embedded` and `public` on {runs[0]['machine']['cores']} cores ({versions}).")
+    _replace(paths.project() / "README.md", "\n".join(lines))
+    lines += ["", "## Every intervention", "", "Relative drop of toxicity, and perplexity where the intervention acts.", ""]
+    lines += ["| chapter and intervention | drop, embedded | drop, public | perplexity, embedded | perplexity, public |", "|---|---|---|---|---|"]
+    for name in found[0]:
+        chapter, _, what = name.partition("_drop_")
+        if what and chapter in ("ablation", "patching", "editing"):
+            perplexity = f"{chapter}_perplexity_{what}"
+            lines.append(f"| {chapter}: {what.replace('_', ' ')} | {cells(name, '.0%')} | {cells(perplexity, ',.1f') if perplexity in found[0] else ' | '} |")
+    _replace(paths.project() / "pages" / "public_results.md", "\n".join(lines))
+
+
+def _replace(path: Path, block: str) -> None:
+    """Put a block between a page's markers."""
     path.write_text(re.sub(r"(<!-- results -->\n).*?(<!-- /results -->)", lambda m: m[1] + block + "\n" + m[2], path.read_text(), flags=re.S))
 
 
