@@ -7,7 +7,7 @@ which loads the model, decodes 8 prompts to warm up and runs once. Runs are long
 once; ``--repetitions`` alternates variants and takes medians. The machine must be quiet.
 
 *Two passes* is what one writes first: decode, read prompts with continuations in TransformerBridge
-under ``run_with_cache``, keep each token's activations, average. Building the bridge is left out of
+under ``run_with_cache``, as TransformerLens gives it, keep each token's activations, average. Building the bridge is left out of
 its seconds, but not out of the sweep's. There the plain pass is made three times, by another copy.
 
 Memory is the high-water mark of resident memory above the loaded model (Linux), and is judged in
@@ -31,6 +31,7 @@ from typing import Annotated
 
 import torch
 import typer
+from transformer_lens import TransformerBridge
 
 from companion import data, generation, models, neurons, profiles, reading, tokens
 from companion.activations import Recorder
@@ -90,7 +91,7 @@ def decompose(variant: str, lm: LanguageModel, texts: list[str], new_tokens: int
         return found | {"mean": recorder.sums.mean, "held_mb": recorder.total.nbytes / 1e6, "seconds": spent + more}
     if variant == "two-pass":
         before = resident()
-        bridging, view = seconds(lambda: models.bridge(lm))
+        bridging, view = seconds(lambda: TransformerBridge.boot_transformers(lm.name, hf_model=lm.model, tokenizer=lm.tokenizer))
         found |= {"bridging_seconds": bridging, "bridging_mb": resident() - before}
         more, (mean, held) = seconds(lambda: cached_mean(lm, view, texts, made, cache_batch))
         last, _ = seconds(lambda: mean * neurons.projected(lm, direction))
