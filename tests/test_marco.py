@@ -66,7 +66,7 @@ def by_hand(denoiser, role: str, source: list[int], target: list[int]) -> torch.
         with torch.no_grad():
             return denoiser.models[role](input_ids=ids, decoder_input_ids=torch.tensor([[*begun, *target]])).logits[0, -1]
     with torch.no_grad(), denoiser.model.disable_adapter():
-        cache = denoiser.model(input_ids=torch.tensor([source]), use_cache=True).past_key_values
+        cache = denoiser.model(input_ids=torch.tensor([[denoiser.end_id, *source]]), use_cache=True).past_key_values
     denoiser.model.set_adapter(role)
     with torch.no_grad():
         return denoiser.model(input_ids=torch.tensor([[denoiser.separator_id, *target]]), past_key_values=cache).logits[0, -1]

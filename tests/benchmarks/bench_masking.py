@@ -25,7 +25,7 @@ def one_at_a_time(denoiser: PrefixDenoiser, sentences: list[words.Sentence]) -> 
         scores = np.full(len(sentence.words), np.nan)
         for j, word in enumerate(sentence.words):
             if word.maskable:
-                source = torch.tensor([sentence.masked([j], denoiser.mask_id)])
+                source = torch.tensor([denoiser.opened(sentence.masked([j], denoiser.mask_id))])
                 target = torch.tensor([[denoiser.separator_id, *sentence.ids[: word.tokens.start]]])
                 with torch.inference_mode():
                     with denoiser.model.disable_adapter():

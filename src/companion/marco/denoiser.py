@@ -114,6 +114,14 @@ class PrefixDenoiser:
     def decode(self, ids: Sequence[int]) -> str:
         return self.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
+    def opened(self, source: Sequence[int]) -> list[int]:
+        """A source as the model reads it: after a mark, which takes the place of the attention sink.
+
+        The first position of a causal model collects idle attention and forgets what stands there;
+        without the mark that would be the first word.
+        """
+        return [self.end_id, *source]
+
     @torch.inference_mode()
     def next_logits(self, roles: Sequence[str], sources: Sequence[list[int]], targets: Sequence[list[int]]) -> Iterator[Float[Tensor, "role rows vocab"]]:
         for chosen in packs(sources, targets):
@@ -121,7 +129,7 @@ class PrefixDenoiser:
 
     def _packed(self, roles: Sequence[str], sources: list[list[int]], targets: list[list[int]]) -> Float[Tensor, "role rows vocab"]:
         """One packed row: the frozen model reads all sources once, the adapters read on from there."""
-        rows = [[*source, self.separator_id, *target] for source, target in zip(sources, targets, strict=True)]
+        rows = [[*self.opened(source), self.separator_id, *target] for source, target in zip(sources, targets, strict=True)]
         packed = trie(rows)
         read = _reading(packed, self.separator_id)
         order = torch.cat([read.nonzero()[:, 0], (~read).nonzero()[:, 0]])  # what is read stands before what is written
@@ -186,7 +194,7 @@ class _PrefixDecoding:
     def __init__(self, denoiser: PrefixDenoiser, roles: Sequence[str], sources: Sequence[list[int]]) -> None:
         self.denoiser, self.roles = denoiser, list(roles)
         unique = {tuple(source): i for i, source in enumerate(dict.fromkeys(map(tuple, sources)))}
-        batch = tokens.pad(list(unique), "left")
+        batch = tokens.pad([denoiser.opened(source) for source in unique], "left")
         device = denoiser.model.device
         self.cache = denoiser._read(batch.ids.to(device), batch.mask.long().to(device), batch.positions.to(device))
         row = torch.tensor([unique[tuple(source)] for source in sources])

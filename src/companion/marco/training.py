@@ -90,7 +90,7 @@ def _pieces(sentence: words.Sentence) -> list[list[int]]:
 def losses(denoiser: PrefixDenoiser, batch: Sequence[Example], adapter: str) -> Float[Tensor, "rows"]:
     """Mean cross-entropy per token of each target (its end included), written with one adapter."""
     model, device = denoiser.model, denoiser.model.device
-    source = tokens.pad([e.source for e in batch], "right")
+    source = tokens.pad([denoiser.opened(e.source) for e in batch], "right")
     target = tokens.pad([[denoiser.separator_id, *e.target, denoiser.end_id] for e in batch], "right")
     source_mask, target_mask = source.mask.long().to(device), target.mask[:, :-1].long().to(device)
     model.set_adapter(adapter)
