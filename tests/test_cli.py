@@ -308,7 +308,7 @@ def test_settings_by_hand():
 def test_every_command_that_a_message_names_exists():
     """A remedy must not be a command that there is not."""
     command = typer.main.get_command(cli.app)
-    named = {match for path in paths.PACKAGE.rglob("*.py") for match in re.findall(r"`companion ([a-z]+)((?: [a-z]+)?)((?: --[a-z]+)*)", path.read_text())}
+    named = {match for path in paths.PACKAGE.rglob("*.py") for match in re.findall(r"`companion ([a-z-]+)((?: [a-z]+)?)((?: --[a-z]+)*)", path.read_text())}
     assert len(named) >= 4
     for name, sub, options in named:
         found = command.commands[name]
