@@ -57,6 +57,7 @@ def build(folder: Path) -> Path:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     (project / "_build" / "build.log").write_text(done.stdout + done.stderr)
     if done.returncode:
+        shutil.rmtree(output, ignore_errors=True)  # or the next build would skip the pages that it has warned of
         problems = [line for line in (done.stdout + done.stderr).splitlines() if "WARNING" in line or "ERROR" in line]
         raise CompanionError("the book was not built, Sphinx complains (full log in _build/build.log): " + "; ".join(problems[:5]))
     index = output / "_build" / "html" / "index.html"

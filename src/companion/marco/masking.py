@@ -7,8 +7,9 @@ what comes next. The divergence of the two distributions is the word's score. Ha
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -18,7 +19,13 @@ from torch import Tensor
 from companion.marco.denoiser import ANTI_EXPERT, EXPERT, Denoiser
 from companion.marco.words import Sentence
 
-Divergence = Callable[[Tensor, Tensor], Tensor]
+
+class Divergence(Protocol):
+    """A distance of two distributions given as logits, row by row."""
+
+    def __call__(self, a: Float[Tensor, "*rows vocab"], b: Float[Tensor, "*rows vocab"]) -> Float[Tensor, "*rows"]:
+        """Return the distance of each pair of rows, in nats."""
+        ...
 
 
 def jensen_shannon(a: Float[Tensor, "*rows vocab"], b: Float[Tensor, "*rows vocab"]) -> Float[Tensor, "*rows"]:
