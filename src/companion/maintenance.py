@@ -145,7 +145,14 @@ def update_readme(embedded: Path, public: Path) -> None:
     versions = ", ".join(f"{k} {runs[0]['versions'][k]}" for k in ("python", "torch", "transformers"))
     lines.append(f"\nFrom `results.json` of runs of the profiles `embedded` and `public` on {runs[0]['machine']['cores']} cores ({versions}).")
     _replace(paths.project() / "README.md", "\n".join(lines))
-    lines += ["", "## Every intervention", "", "Relative drop of toxicity, and perplexity where the intervention acts.", ""]
+    lines += [
+        "",
+        "## Every intervention",
+        "",
+        "Relative drop of toxicity, and perplexity where the intervention acts. *keys n*: the DPO model with 7 toxic keys scaled by n, relative to itself; *reverse*: the DPO model with base means; "
+        "*down*: the neurons with a positive Δp; *clamp*: the base model's own means; *strong*: α = 1, β = .02.",
+        "",
+    ]
     lines += ["| chapter and intervention | drop, embedded | drop, public | perplexity, embedded | perplexity, public |", "|---|---|---|---|---|"]
     for name in found[0]:
         chapter, _, what = name.partition("_drop_")
