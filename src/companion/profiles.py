@@ -43,6 +43,14 @@ class Profile:
         Random draws of neurons per control.
     control_seeds, control_steps, control_batch
         Further DPO runs of chapter 7, their steps and pairs per step.
+    experts
+        MaRCo's: ``shipped`` (data/adapters), ``small`` (trained on the spot, for tests) or ``bart`` (published).
+    judge
+        The language model that fluency of rewrites is measured with; it takes no part in making them.
+    live_steps, infilled_comments
+        Training steps shown in chapter 9; comments that the experts restore there.
+    rewrites
+        Sentences per set that chapters 10 and 11 rewrite (0: all), and continuations in chapter 11.
     seed
         All randomness descends from it.
     """
@@ -78,6 +86,11 @@ class Profile:
     control_seeds: int
     control_steps: int
     control_batch: int
+    experts: str
+    judge: str
+    live_steps: int
+    infilled_comments: int
+    rewrites: int
     seed: int
 
 

@@ -1,7 +1,7 @@
-"""The shipped adapters: load, save, make anew.
+"""Experts by profile: the shipped adapters, small ones trained on the spot, or the published BART models.
 
-``data/adapters`` holds one PEFT folder per role; ``companion train-experts`` remakes them from the
-public data in some 70 minutes on 2 cores.
+``data/adapters`` holds one PEFT folder per role and the settings chosen for them;
+``companion train-experts`` remakes them from the public data in some 70 minutes on 2 cores.
 """
 
 from __future__ import annotations
@@ -10,19 +10,92 @@ import json
 import shutil
 from dataclasses import asdict
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from peft import PeftModel, get_peft_model_state_dict
 from safetensors import SafetensorError
 from safetensors.torch import save_file
+from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
-from companion import artifacts, models, paths
+from companion import artifacts, data, models, paths
 from companion.errors import CompanionError
-from companion.marco import corpus, denoiser, training, words
-from companion.marco.denoiser import BASE, ROLES, PrefixDenoiser
+from companion.marco import corpus, denoiser, rewriting, training, words
+from companion.marco.denoiser import BASE, ROLES, Denoiser, PrefixDenoiser, Seq2SeqDenoiser
+from companion.marco.masking import Masking
+from companion.marco.rewriting import Settings
 from companion.models import LanguageModel
+from companion.profiles import Profile
 
 FOLDER = paths.DATA / "adapters"
+BART = ("facebook/bart-base", "hallisky/bart-base-nontoxic-expert", "hallisky/bart-base-toxic-antiexpert")  # by role
+SMALL = training.AdapterConfig(rank=2, alpha=4, batch_size=4, base_steps=3, expert_steps=2, warmup=1)  # for tests of the chapters
+
+
+class Experts(NamedTuple):
+    """A denoiser with base, expert and anti-expert, the settings that belong to it, and what identifies its weights."""
+
+    denoiser: Denoiser
+    settings: Settings
+    fingerprint: str
+
+
+def of(profile: Profile) -> Experts:
+    """The profile's experts, on a fresh copy of its model.
+
+    Raises
+    ------
+    CompanionError
+        If the profile's kind of experts does not exist or its weights cannot be had.
+    """
+    match profile.experts:
+        case "shipped":
+            return shipped(models.load(profile.model))
+        case "small":
+            return small(profile)
+        case "bart":
+            return bart()
+    raise CompanionError(f"there are no experts '{profile.experts}': choose shipped, small or bart.")
+
+
+def shipped(lm: LanguageModel, folder: Path = FOLDER) -> Experts:
+    """The adapters in a folder, put on a language model, with the settings chosen for them."""
+    found = load(lm, folder)
+    weights = [artifacts.sha256_file(folder / role / "adapter_model.safetensors") for role in ROLES]
+    return Experts(found, settings(folder), artifacts.key_of({"model": lm.fingerprint, "adapters": weights}))
+
+
+def settings(folder: Path = FOLDER) -> Settings:
+    """The settings in ``settings.json``, chosen on dev rows (:mod:`companion.marco.selection`)."""
+    chosen = json.loads((folder / "settings.json").read_text())["chosen"]
+    return Settings(Masking(chosen.pop("threshold")), **chosen)
+
+
+def small(profile: Profile) -> Experts:
+    """Adapters trained for a few steps on the profile's comments: they work, badly, on any model."""
+    comments = data.comments(profile, "train")
+    classes = {name: comments.text[comments.label == label].tolist() for label, name in enumerate(training.CLASSES)}
+    lm = models.load(profile.model)
+
+    def build(folder: Path) -> None:
+        made = training.train_all(models.load(profile.model), classes, {name: some[:4] for name, some in classes.items()}, SMALL, folder)
+        save(made, folder)
+
+    inputs = {"model": lm.fingerprint, "texts": artifacts.key_of(classes), "config": asdict(SMALL)}
+    folder = artifacts.artifact("experts", inputs, build, code=(corpus, denoiser, training, words))
+    return Experts(load(lm, folder), Settings(Masking(0.0), alpha_expert=2.0, alpha_anti=0.5, temperature=1.0), folder.name)
+
+
+def bart() -> Experts:
+    """BART-base and the published experts, with the published settings for microaggressions."""
+    try:
+        with models.quiet():
+            found = {role: AutoModelForSeq2SeqLM.from_pretrained(name).to(models.best_device()) for role, name in zip(ROLES, BART, strict=True)}
+            tokenizer = AutoTokenizer.from_pretrained(BART[0])
+    except (OSError, ValueError) as error:
+        raise CompanionError(f"the published experts ({', '.join(BART)}) could not be had from the Hub: take a profile with shipped experts.") from error
+    commits = [str(getattr(model.config, "_commit_hash", None)) for model in found.values()]
+    return Experts(Seq2SeqDenoiser(found, tokenizer), rewriting.PUBLISHED["microaggressions"], artifacts.key_of({"models": BART, "commits": commits}))
 
 
 def load(lm: LanguageModel, folder: Path = FOLDER) -> PrefixDenoiser:

@@ -55,8 +55,14 @@ def refill(denoiser: Denoiser, texts: Sequence[str], masked: Sequence[Sequence[i
 
 
 def ask(lm: LanguageModel, texts: Sequence[str], *, new_tokens: int = 64, sampling: Sampling | None = None) -> list[str]:
-    """Prompt the instruct model to rewrite politely; its first line is the answer."""
-    chats = [lm.tokenizer.apply_chat_template([{"role": "user", "content": REQUEST + text}], tokenize=False, add_generation_prompt=True) for text in texts]
+    """Prompt a language model to rewrite politely, in its chat format if it has one; its first line is the answer."""
+    chats = [_chat(lm, REQUEST + text) for text in texts]
     with torch.inference_mode():
         answers = generation.generate(lm, chats, new_tokens=new_tokens, sampling=sampling, batch_size=32).texts
     return [(answer.strip().splitlines() or [""])[0].strip().strip('"') for answer in answers]
+
+
+def _chat(lm: LanguageModel, request: str) -> str:
+    if lm.tokenizer.chat_template is None:
+        return request + "\n\n"
+    return lm.tokenizer.apply_chat_template([{"role": "user", "content": request}], tokenize=False, add_generation_prompt=True)

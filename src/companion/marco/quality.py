@@ -7,10 +7,13 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from jaxtyping import Float
+from sacrebleu import sentence_bleu
 
 from companion import metrics, tokens
 from companion.models import LanguageModel
 from companion.toxicity import encoder
+
+BATCH = 8  # texts read together: the logits of a large vocabulary fill memory
 
 
 class Similarity:
@@ -34,12 +37,26 @@ class Similarity:
 
 
 def nll(lm: LanguageModel, texts: Sequence[str]) -> tuple[Float[np.ndarray, "texts"], Float[np.ndarray, "texts"]]:
-    """Summed negative log-likelihood (nats) and number of tokens of each text, its first token included."""
-    rows = [[lm.eos_ids[0], *row] for row in tokens.encode(lm.tokenizer, texts)]
+    """Summed negative log-likelihood (nats) and number of tokens of each text, its first token included; 0 and 0 for an empty one.
+
+    A text that occurs several times is read once.
+    """
+    begin = lm.tokenizer.eos_token_id if lm.tokenizer.bos_token_id is None else lm.tokenizer.bos_token_id
+    unique = [text for text in dict.fromkeys(texts) if text]
+    rows = [row if row[0] == begin else [begin, *row] for row in tokens.encode(lm.tokenizer, unique)]
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
-    sums, counts = metrics.cross_entropy(lm, [rows[i] for i in order], batch_size=16)
-    back = np.argsort(order)
-    return sums[back], counts[back]
+    found = {"": (0.0, 0.0)}
+    for start in range(0, len(order), BATCH):
+        some = order[start : start + BATCH]
+        sums, counts = metrics.cross_entropy(lm, [rows[i] for i in some], batch_size=BATCH)
+        found |= {unique[i]: pair for i, pair in zip(some, zip(sums, counts, strict=True), strict=True)}
+    both = np.array([found[text] for text in texts]).reshape(-1, 2)
+    return both[:, 0], both[:, 1]
+
+
+def bleu(texts: Sequence[str], originals: Sequence[str]) -> Float[np.ndarray, "texts"]:
+    """Sentence BLEU against the original, 0 to 1 (SacreBLEU): how much of the wording is kept."""
+    return np.array([sentence_bleu(text, [original]).score / 100 for text, original in zip(texts, originals, strict=True)])
 
 
 def joint(toxicity: Float[np.ndarray, "texts"], similarity: Float[np.ndarray, "texts"], fluent: Float[np.ndarray, "texts"]) -> Float[np.ndarray, "texts"]:

@@ -40,6 +40,11 @@ class Settings:
     repetition_penalty: float = 1.0
     anchored: bool = True
 
+    @property
+    def strengths(self) -> tuple[float, float, float]:
+        """Factor of each role's logits in the product."""
+        return self.alpha_base / self.temperature, self.alpha_expert, -self.alpha_anti
+
 
 def _published(alpha_expert: float, temperature: float, repetition_penalty: float) -> Settings:
     as_run = Masking(threshold=1.2, relative=True, divergence=masking.half_jeffreys)
@@ -84,10 +89,9 @@ class Rewriter:
         return [Rewrite(*row) for row in zip(texts, written, sentences, scores, chosen, strict=True)]
 
 
-def product(logits: Float[Tensor, "role rows vocab"], settings: Settings) -> Float[Tensor, "rows vocab"]:
+def product(logits: Float[Tensor, "role rows vocab"], strengths: Sequence[float]) -> Float[Tensor, "rows vocab"]:
     """Product of experts in logits; the temperature divides the base model's only, also in greedy decoding, as published."""
-    base, expert, anti = logits
-    return settings.alpha_base * base / settings.temperature + settings.alpha_expert * expert - settings.alpha_anti * anti
+    return torch.einsum("r,rnv->nv", torch.tensor(strengths, device=logits.device), logits)
 
 
 def penalised(scores: Float[Tensor, "rows vocab"], seen: Int[Tensor, "rows pos"], penalty: float) -> Float[Tensor, "rows vocab"]:
@@ -129,16 +133,19 @@ def _write(
     rows: list[int],
     cast: tuple[str, str, str],
 ) -> list[list[int]]:
-    """Token ids of one batch, written in step."""
+    """Token ids of one batch, written in step. A role without strength is not asked."""
     sources = [s.masked(c, denoiser.mask_id) for s, c in zip(sentences, chosen, strict=True)]
     scripts = [Script(source, sentence, denoiser, settings.anchored) for source, sentence in zip(sources, sentences, strict=True)]
     n, limit = len(scripts), max(script.limit for script in scripts)
-    decoding = denoiser.begin([role for role in cast for _ in range(n)], [s.ids for s in sentences] + sources * 2)
+    read = ([s.ids for s in sentences], sources, sources)
+    asked = [(role, strength, given) for role, strength, given in zip(cast, settings.strengths, read, strict=True) if strength]
+    strengths = [strength for _, strength, _ in asked]
+    decoding = denoiser.begin([role for role, _, _ in asked for _ in range(n)], [source for _, _, given in asked for source in given])
     noise = _noise(rows, limit, sampling)
     ids = None
     seen = torch.full((n, limit), -1)
     for step in range(limit):
-        scores = product(decoding.step(None if ids is None else ids.repeat(3)).float().view(3, n, -1).cpu(), settings)
+        scores = product(decoding.step(None if ids is None else ids.repeat(len(asked))).float().view(len(asked), n, -1).cpu(), strengths)
         if settings.repetition_penalty != 1.0:
             scores = penalised(scores, seen, settings.repetition_penalty)
         for i, script in enumerate(scripts):
@@ -197,4 +204,7 @@ class Script:
         if token != self.end:
             self.written.append(token)
         self.done = token == self.end or len(self.written) == self.limit
+        if self.anchored and not self.done and self.mask not in self.rest:  # what follows is fixed
+            self.written += self.rest[:-1]
+            self.done = True
         return token

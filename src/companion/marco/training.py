@@ -29,6 +29,7 @@ from companion.marco import corpus, words
 from companion.marco.denoiser import ANTI_EXPERT, BASE, EXPERT, PrefixDenoiser
 from companion.models import LanguageModel
 
+CLASSES = ("non-toxic", "toxic")  # by label
 PART = 384  # target tokens whose gradients are made at a time: logits over the vocabulary are large
 
 
@@ -39,7 +40,7 @@ class AdapterConfig:
     rank: int = 8
     alpha: int = 16
     batch_size: int = 32
-    base_steps: int = 450
+    base_steps: int = 400
     expert_steps: int = 200
     base_rate: float = 1e-3
     expert_rate: float = 4e-4
@@ -67,24 +68,23 @@ def examples(denoiser: PrefixDenoiser, texts: Sequence[str], seed: int) -> list[
     noise, found = random.Random(seed), []
     for text in texts:
         sentence = words.split(denoiser, text)
-        pieces = _pieces(sentence)
-        found.append(Example(corpus.infilled(pieces, denoiser.mask_id, noise), sentence.ids))
+        found.append(Example(corpus.infilled(pieces(sentence), denoiser.mask_id, noise), sentence.ids))
     return found
 
 
-def _pieces(sentence: words.Sentence) -> list[list[int]]:
+def pieces(sentence: words.Sentence) -> list[list[int]]:
     """All tokens of a sentence word by word; tokens of no word are pieces of their own."""
     owner = {t: i for i, word in enumerate(sentence.words) for t in word.tokens}
-    pieces: list[list[int]] = []
+    found: list[list[int]] = []
     last = None
     for t, token in enumerate(sentence.ids):
         here = owner.get(t, -t - 1)
         if here == last:
-            pieces[-1].append(token)
+            found[-1].append(token)
         else:
-            pieces.append([token])
+            found.append([token])
         last = here
-    return pieces
+    return found
 
 
 def losses(denoiser: PrefixDenoiser, batch: Sequence[Example], adapter: str) -> Float[Tensor, "rows"]:
@@ -205,18 +205,23 @@ class _Checkpoint:
 
 def train_experts(lm: LanguageModel, config: AdapterConfig, folder: Path) -> PrefixDenoiser:
     """Train base, expert and anti-expert on the public data; ``folder`` keeps the states and the histories."""
+    train_rows, held_rows = corpus.balanced("train", config.seed), corpus.balanced("dev", config.seed)
+    classes, held = ({name: rows[rows.label == label].text.tolist() for label, name in enumerate(CLASSES)} for rows in (train_rows, held_rows))
+    return train_all(lm, classes, {name: texts[:96] for name, texts in held.items()}, config, folder)
+
+
+def train_all(lm: LanguageModel, classes: dict[str, list[str]], held_out: dict[str, list[str]], config: AdapterConfig, folder: Path) -> PrefixDenoiser:
+    """Train the base on both classes, then expert and anti-expert from it, each on its own."""
     folder.mkdir(parents=True, exist_ok=True)
-    rows, held = corpus.balanced("train", config.seed), corpus.balanced("dev", config.seed)
-    classes = {"non-toxic": rows[rows.label == 0].text.tolist(), "toxic": rows[rows.label == 1].text.tolist()}
-    curves = {name: held[held.label == label].text.tolist()[:96] for label, name in enumerate(classes)}
+    civil, toxic = (classes[name] for name in CLASSES)
     denoiser = attach(lm, config)
-    history = {BASE: train(denoiser, BASE, classes["non-toxic"] + classes["toxic"], curves, config.base_steps, config.base_rate, config, folder)}
-    for adapter, name in ((EXPERT, "non-toxic"), (ANTI_EXPERT, "toxic")):
+    history = {BASE: train(denoiser, BASE, civil + toxic, held_out, config.base_steps, config.base_rate, config, folder)}
+    for adapter, texts in ((EXPERT, civil), (ANTI_EXPERT, toxic)):
         denoiser.model.add_adapter(adapter, denoiser.model.peft_config[BASE])
         own = dict(denoiser.model.named_parameters())
         for key, parameter in own.items():
             if f".{adapter}." in key:
                 parameter.data.copy_(own[key.replace(f".{adapter}.", f".{BASE}.")])
-        history[adapter] = train(denoiser, adapter, classes[name], curves, config.expert_steps, config.expert_rate, config, folder)
+        history[adapter] = train(denoiser, adapter, texts, held_out, config.expert_steps, config.expert_rate, config, folder)
     (folder / "history.json").write_text(json.dumps({"config": asdict(config), "history": history}))
     return denoiser
