@@ -16,6 +16,7 @@ from scipy.spatial.distance import jensenshannon
 from transformers import BartConfig, BartForConditionalGeneration, PreTrainedTokenizerFast
 
 from companion import tiny as tiny_models
+from companion.errors import CompanionError
 from companion.generation import Sampling
 from companion.marco import baselines, corpus, documents, masking, quality, rewriting, training, words
 from companion.marco.denoiser import ANTI_EXPERT, BASE, EXPERT, ROLES, PrefixDenoiser, Seq2SeqDenoiser, trie
@@ -339,6 +340,68 @@ def test_similarity_is_one_for_equal_texts_and_ignores_order():
     assert same(texts, texts) == pytest.approx(np.ones(3), abs=1e-5)
     far = same(texts[:2], texts[1::-1])
     assert far[0] == pytest.approx(far[1], abs=1e-6) and far[0] < 0.5
+
+
+def test_a_similarity_reads_equal_texts_once_and_pairs_each_with_its_own():
+    same = quality.Similarity()
+    texts, others = ["a red bus", "a cold soup", "a red bus"], ["a cold soup", "a cold soup", "the bus is red"]
+    assert same(texts, others) == pytest.approx([float(same([a], [b])[0]) for a, b in zip(texts, others, strict=True)], abs=1e-5)
+    assert same([], []).shape == (0,)
+
+
+@pytest.fixture(scope="module")
+def token_similarity() -> quality.TokenSimilarity:
+    return quality.TokenSimilarity()
+
+
+PAIRS = [("The train is late again.", "The bus is late again."), ("My soup is cold.", "What a lovely day it was in the garden!"), ("ok", "a " * 40)]
+
+
+def test_token_similarity_is_one_for_equal_texts_and_symmetric(token_similarity):
+    texts, others = map(list, zip(*PAIRS, strict=True))
+    assert token_similarity(texts, texts) == pytest.approx(np.ones(3), abs=1e-5)
+    there, back = token_similarity(texts, others), token_similarity(others, texts)
+    assert there == pytest.approx(back, abs=1e-6)
+    assert there[1] < there[0] < 1  # one word differs, all words differ
+
+
+def test_token_similarity_is_that_of_each_pair_alone(token_similarity):
+    texts, others = map(list, zip(*PAIRS, strict=True))
+    alone = [float(token_similarity([a], [b])[0]) for a, b in PAIRS]
+    assert token_similarity([*texts, "one more"], [*others, "one more " * 30])[:3] == pytest.approx(alone, abs=1e-5)
+
+
+def test_token_similarity_of_nothing(token_similarity):
+    assert token_similarity(["", "a", ""], ["a", "", ""]).tolist() == [0, 0, 1]
+    assert token_similarity([], []).shape == (0,)
+
+
+def test_token_similarity_is_the_f1_of_greedy_matching(token_similarity, monkeypatch):
+    """By hand: precision matches each token of the text, recall each of the other; a token may serve twice."""
+    r = 0.5**0.5
+    known = {"text": [[1.0, 0.0], [0.0, 1.0]], "other": [[1.0, 0.0], [r, r], [r, -r]]}
+    monkeypatch.setattr(token_similarity, "states", lambda texts: [torch.tensor(known[text]) for text in texts])
+    precision, recall = (1 + r) / 2, (1 + r + r) / 3
+    assert token_similarity(["text"], ["other"]) == pytest.approx([2 * precision * recall / (precision + recall)])
+
+
+def test_states_of_tokens_leave_out_the_special_ones(token_similarity):
+    """As many unit vectors as word pieces, the same whatever is read with them."""
+    texts = ["ok", "The train is late again.", "a " * 40]
+    together = token_similarity.states(texts)
+    assert [len(vectors) for vectors in together] == [1, 6, 40]
+    for text, vectors in zip(texts, together, strict=True):
+        assert vectors.norm(dim=-1).numpy() == pytest.approx(np.ones(len(vectors)), abs=1e-5)
+        assert torch.allclose(vectors, token_similarity.states([text])[0], atol=1e-5)
+
+
+def test_an_encoder_that_cannot_be_had_is_one_sentence(monkeypatch):
+    def offline(name, *_, **__):
+        raise OSError(f"{name} is not here\nand the network is off")
+
+    monkeypatch.setattr(quality.AutoModel, "from_pretrained", offline)
+    with pytest.raises(CompanionError, match=r"^the encoder 'roberta-large' [^\n]*\.$"):
+        quality.TokenSimilarity("roberta-large")
 
 
 def test_sentence_loss_is_that_of_the_text_alone(lively_llama):

@@ -1,4 +1,4 @@
-"""``companion rewrite`` and the adapters' files, with a tiny model."""
+"""``companion rewrite``, the adapters' files and the experts of each profile, with tiny models."""
 
 from __future__ import annotations
 
@@ -12,12 +12,14 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from companion import cli
+from companion import cli, models, profiles
 from companion.errors import CompanionError
-from companion.marco import adapters, tool, training
+from companion.marco import adapters, rewriting, tool, training
 from companion.marco.denoiser import ANTI_EXPERT, BASE, EXPERT, ROLES
 from companion.marco.masking import Masking
-from companion.marco.rewriting import EMBEDDED, Rewriter
+from companion.marco.rewriting import Rewriter, Settings
+
+CHOSEN = {"threshold": 0.03, "alpha_expert": 3.0, "alpha_anti": 1.5, "temperature": 2.5}
 
 
 @pytest.fixture
@@ -36,7 +38,17 @@ def tiny_experts(tiny_llama, tmp_path):
 
 @pytest.fixture
 def rewriter(tiny_experts):
-    return Rewriter(tiny_experts, dataclasses.replace(EMBEDDED, masking=Masking(1.0, relative=True)))
+    return Rewriter(tiny_experts, Settings(Masking(1.0, relative=True), alpha_expert=3.0, alpha_anti=1.5, temperature=2.5))
+
+
+@pytest.fixture
+def shipped_folder(tiny_experts, tmp_path, monkeypatch):
+    """A folder with the tiny adapters and settings, in the place of ``data/adapters``."""
+    folder = tmp_path / "adapters"
+    (folder / "settings.json").write_text(json.dumps({"rule": "none", "chosen": CHOSEN}))
+    plain = adapters.shipped
+    monkeypatch.setattr(adapters, "shipped", lambda lm, at=folder: plain(lm, at))
+    return folder
 
 
 def test_adapters_come_back_as_saved(tiny_experts, tiny_llama, tmp_path):
@@ -53,6 +65,73 @@ def test_missing_or_foreign_adapters_are_one_sentence(tiny_experts, tiny_llama, 
     (tmp_path / "adapters" / "expert" / "adapter_model.safetensors").write_bytes(b"broken")
     with pytest.raises(CompanionError, match="do not fit the model"):
         adapters.load(dataclasses.replace(tiny_llama, model=copy.deepcopy(tiny_llama.model)), tmp_path / "adapters")
+
+
+def weights(experts) -> dict[str, torch.Tensor]:
+    return {name: parameter.detach() for name, parameter in experts.denoiser.model.named_parameters() if "lora_" in name}
+
+
+def test_shipped_experts_have_the_chosen_settings(shipped_folder, tiny_experts):
+    found = adapters.of(profiles.load("smoke", experts="shipped"))
+    assert found.settings == Settings(Masking(0.03), alpha_expert=3.0, alpha_anti=1.5, temperature=2.5) == adapters.settings(shipped_folder)
+    assert found.folder == shipped_folder
+    source, target = [[70, 71, 72]], [[70]]
+    before, after = (next(d.next_logits(ROLES, source, target)) for d in (tiny_experts, found.denoiser))
+    assert torch.allclose(before, after, atol=2e-3 * float(before.abs().max()))
+
+
+def test_a_fingerprint_is_that_of_model_and_adapters(shipped_folder):
+    first, again = (adapters.shipped(models.load("tiny-llama")).fingerprint for _ in range(2))
+    assert first == again
+    other = dataclasses.replace(models.load("tiny-llama"), fingerprint="another model")
+    assert adapters.shipped(other).fingerprint != first
+    expert, anti = (shipped_folder / role / "adapter_model.safetensors" for role in (EXPERT, ANTI_EXPERT))
+    swapped = anti.read_bytes()
+    anti.write_bytes(expert.read_bytes())
+    expert.write_bytes(swapped)
+    assert adapters.shipped(models.load("tiny-llama")).fingerprint != first
+
+
+def test_small_experts_are_the_same_wherever_they_are_trained(tmp_path, monkeypatch):
+    profile, found = profiles.load("smoke"), []
+    for name in ("one", "two"):
+        monkeypatch.setenv("COMPANION_CACHE", str(tmp_path / name))
+        found.append(adapters.of(profile))
+    monkeypatch.setattr(training, "train_all", None)  # the second time they come from the store
+    found.append(adapters.small(profile))
+    for other in found[1:]:
+        assert other.fingerprint == found[0].fingerprint and other.settings == found[0].settings
+        assert all(torch.equal(value, weights(other)[name]) for name, value in weights(found[0]).items())
+    assert (found[0].folder / "history.json").is_file()
+    base, expert, anti = next(found[0].denoiser.next_logits(ROLES, [[70, 71, 72]], [[70]]))
+    assert not torch.equal(base, expert) and not torch.equal(expert, anti)
+
+
+def test_published_experts_play_their_own_roles(monkeypatch):
+    class Named(torch.nn.Linear):
+        """Stands for a model and knows which one."""
+
+        def __init__(self, name: str) -> None:
+            super().__init__(1, 1)
+            self.name, self.config = name, type("Config", (), {"_commit_hash": f"commit of {name}"})()
+
+    tokenizer = models.load("tiny-llama").tokenizer
+    monkeypatch.setattr(adapters.AutoModelForSeq2SeqLM, "from_pretrained", Named)
+    monkeypatch.setattr(adapters.AutoTokenizer, "from_pretrained", lambda name: tokenizer)
+    found = adapters.of(profiles.load("smoke", experts="bart"))
+    assert {role: model.name.split("-")[-1] for role, model in found.denoiser.models.items()} == {BASE: "base", EXPERT: "expert", ANTI_EXPERT: "antiexpert"}
+    assert "nontoxic" in found.denoiser.models[EXPERT].name
+    assert found.settings == rewriting.PUBLISHED["microaggressions"] and found.folder is None
+
+
+def test_experts_that_cannot_be_had_are_one_sentence(monkeypatch):
+    def offline(name, *_, **__):
+        raise OSError(f"{name} is not here\nand the network is off")
+
+    monkeypatch.setattr(adapters.AutoModelForSeq2SeqLM, "from_pretrained", offline)
+    for experts in ("bart", "none", ""):
+        with pytest.raises(CompanionError, match=r"^[^\n]*\.$"):
+            adapters.of(profiles.load("smoke", experts=experts))
 
 
 LINES = ["so it goes, my friend", "", "?!", "😀 ok #tag", "日本語の文です", "ان هذا", " indented  twice ", "x" * 300, "a\u2028b\x0bc"]
@@ -102,6 +181,13 @@ def test_texts_come_from_argument_file_or_standard_input(tmp_path, monkeypatch):
         tool.read("three", path)
     with pytest.raises(CompanionError, match="cannot be read"):
         tool.read(None, tmp_path / "none.txt")
+
+
+def test_the_tool_uses_the_shipped_experts(shipped_folder, monkeypatch):
+    monkeypatch.setattr(models, "EMBEDDED", "tiny-llama")
+    rewriter = tool.embedded()
+    assert rewriter.settings == adapters.settings(shipped_folder)
+    assert list(rewriter.denoiser.model.peft_config) == list(ROLES)
 
 
 def test_the_command(rewriter, monkeypatch):

@@ -131,7 +131,7 @@ def rewrite(
 
 @app.command("train-experts")
 def train_experts(to: Annotated[Path | None, typer.Option(help="folder for the adapters; data/adapters if not given")] = None) -> None:
-    """Train MaRCo's three adapters on the public data (about 70 minutes on 2 cores). Ctrl-C is safe: run again to go on."""
+    """Train MaRCo's three adapters on the public data (about 40 minutes on 2 cores). Ctrl-C is safe: run again to go on."""
     from companion.marco import adapters
 
     adapters.make(models.load(models.EMBEDDED), to or adapters.FOLDER)
@@ -151,6 +151,16 @@ def pairs() -> None:
     from companion import maintenance
 
     console.print(f"{maintenance.ship_pairs()} pairs written to {paths.DATA / 'pairs'}")
+
+
+@make.command()
+def settings() -> None:
+    """Choose the threshold and strengths of the shipped adapters on public dev rows (about 10 minutes on 2 cores)."""
+    from companion import profiles
+    from companion.marco import adapters, selection, verdicts
+
+    denoiser, judges = adapters.load(models.load(models.EMBEDDED)), verdicts.Judges.of(profiles.load("embedded"))
+    console.print(selection.choose(denoiser, judges, adapters.FOLDER / "settings.json"))
 
 
 @make.command()

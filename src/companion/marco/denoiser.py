@@ -208,7 +208,7 @@ class _PrefixDecoding:
             ids = torch.full((len(self.roles),), self.denoiser.separator_id, device=self.position.device)
         self.attention = torch.cat([self.attention, torch.ones_like(self.position)], dim=1)
         logits = self.denoiser.model(
-            input_ids=ids[:, None],
+            input_ids=ids[:, None].to(self.position.device),
             attention_mask=self.attention,
             position_ids=self.position,
             past_key_values=self.cache,

@@ -8,11 +8,15 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from sacrebleu import sentence_bleu
+from transformers import AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from companion import metrics, tokens
+from companion.errors import CompanionError
 from companion.models import LanguageModel
 from companion.toxicity import encoder
 
+SHIPPED = "all-minilm-l6-v2"
+LAYERS = {"roberta-large": 17}  # whose states agree best with human judgement (Zhang et al., 2020)
 BATCH = 8  # texts read together: the logits of a large vocabulary fill memory
 
 
@@ -32,8 +36,49 @@ class Similarity:
         return found
 
     def __call__(self, texts: Sequence[str], others: Sequence[str]) -> Float[np.ndarray, "texts"]:
-        """Cosine of each pair: 1 for equal texts."""
-        return (self.embedded(texts) * self.embedded(others)).sum(-1)
+        """Cosine of each pair: 1 for equal texts. A text that occurs several times is read once."""
+        place = {text: i for i, text in enumerate(dict.fromkeys([*texts, *others]))}
+        vectors = self.embedded(list(place))
+        return (vectors[[place[text] for text in texts]] * vectors[[place[text] for text in others]]).sum(-1)
+
+
+class TokenSimilarity:
+    """BERTScore F1 (Zhang et al., 2020): every token is matched with the most similar one of the other text.
+
+    The encoder is the shipped one, or one of the Hub by name with the layer whose states are compared
+    (RoBERTa-large, layer 17, in the paper). No weights by frequency, no rescaling.
+    """
+
+    def __init__(self, name: str = SHIPPED) -> None:
+        self.layer = -1 if name == SHIPPED else LAYERS.get(name, -1)
+        self.encoder, self.tokenizer = encoder.load_encoder() if name == SHIPPED else _from_hub(name)
+
+    @torch.inference_mode()
+    def states(self, texts: Sequence[str]) -> list[Float[torch.Tensor, "tokens d"]]:
+        """Unit vectors of the tokens of each text, without the special ones at its ends."""
+        found: list[torch.Tensor] = [torch.zeros(0, 0)] * len(texts)
+        for rows, batch in encoder.by_length(self.tokenizer, texts, 64):
+            hidden = self.encoder(input_ids=batch.ids, attention_mask=batch.mask.long(), output_hidden_states=True).hidden_states[self.layer]
+            for i, vectors, real in zip(rows, hidden, batch.mask, strict=True):
+                found[i] = torch.nn.functional.normalize(vectors[real][1:-1], dim=-1)
+        return found
+
+    def __call__(self, texts: Sequence[str], others: Sequence[str]) -> Float[np.ndarray, "texts"]:
+        """F1 of each pair: 1 for equal texts, 0 if one is empty."""
+        known = dict(zip(unique := list(dict.fromkeys([*texts, *others])), self.states(unique), strict=True))
+        return np.array([_matched(known[a] @ known[b].T) if len(known[a]) and len(known[b]) else float(a == b) for a, b in zip(texts, others, strict=True)])
+
+
+def _matched(cosine: Float[torch.Tensor, "tokens others"]) -> float:
+    precision, recall = cosine.max(1).values.mean().item(), cosine.max(0).values.mean().item()
+    return 2 * precision * recall / (precision + recall) if precision + recall > 0 else 0.0
+
+
+def _from_hub(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    try:
+        return AutoModel.from_pretrained(name).eval(), AutoTokenizer.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        raise CompanionError(f"the encoder '{name}' could not be had from the Hub: set the profile's encoder to {SHIPPED}.") from error
 
 
 def nll(lm: LanguageModel, texts: Sequence[str]) -> tuple[Float[np.ndarray, "texts"], Float[np.ndarray, "texts"]]:

@@ -21,7 +21,7 @@ from companion.marco.masking import Masking
 from companion.marco.words import Sentence
 
 BATCH = 64  # sentences written together
-ROOM = 4  # tokens that a blank may take beyond those of the words it replaces
+ROOM = 4  # tokens that each blank may take beyond those of the masked words that are still to be replaced
 
 
 @dataclass(frozen=True)
@@ -54,8 +54,10 @@ def _published(alpha_expert: float, temperature: float, repetition_penalty: floa
 #: Settings of the paper by evaluation set (its appendix; DynaHate's penalty is given as 1.5 and as 1.0).
 PUBLISHED = {"microaggressions": _published(4.25, 2.5, 1.0), "sbf": _published(5.0, 2.9, 1.5), "dynahate": _published(4.75, 2.5, 1.0)}
 
-#: Settings of the shipped adapters, chosen on dev rows (see the card in data/adapters).
-EMBEDDED = Settings(Masking(threshold=0.1), alpha_expert=4.25, alpha_anti=1.5, temperature=2.5)
+
+def alone(settings: Settings) -> Settings:
+    """The same settings with one model only, which reads the masked text: the one cast as the expert."""
+    return replace(settings, alpha_base=0.0, alpha_expert=1.0, alpha_anti=0.0)
 
 
 def with_defects(settings: Settings) -> Settings:
@@ -173,8 +175,9 @@ class Script:
         self.rest = [t for k, t in enumerate(source) if t != self.mask or source[k - 1 : k] != [self.mask]] + [self.end]  # blanks side by side are one
         self.anchored, self.done, self.written = anchored, False, []
         self.banned = [i for i in denoiser.marks if i != self.end]
-        self.room = self.full = len(sentence.ids) - len(source) + source.count(self.mask) + ROOM
-        self.limit = len(source) + self.full * self.rest.count(self.mask) + 1 if anchored else 2 * len(sentence.ids) + ROOM
+        self.left = len(sentence.ids) - len(source) + source.count(self.mask)  # tokens that were taken out and not written again
+        self.room = self.left + ROOM  # of this blank
+        self.limit = len(source) + self.left + ROOM * self.rest.count(self.mask) + 1 if anchored else 2 * len(sentence.ids) + ROOM
 
     def restrict(self, scores: Float[Tensor, "vocab"]) -> None:
         """Leave only what may come next (in place): never a mark, an end only where the text ends."""
@@ -196,9 +199,9 @@ class Script:
         if self.anchored:
             blank = self.rest[0] == self.mask
             if blank and token == self.rest[1]:
-                self.rest, self.room = self.rest[2:], self.full
+                self.rest, self.room = self.rest[2:], self.left + ROOM
             elif blank:
-                self.room -= 1
+                self.room, self.left = self.room - 1, max(0, self.left - 1)
             else:
                 self.rest = self.rest[1:]
         if token != self.end:

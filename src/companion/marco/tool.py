@@ -9,7 +9,7 @@ from pathlib import Path
 
 from companion import models, toxicity
 from companion.errors import CompanionError
-from companion.marco import adapters, documents, rewriting
+from companion.marco import adapters, documents
 from companion.marco.documents import Document
 from companion.marco.rewriting import Rewriter
 
@@ -49,7 +49,8 @@ def read(text: str | None, file: Path | None) -> list[str]:
 
 def embedded() -> Rewriter:
     """The rewriter of the shipped adapters with the settings chosen for them."""
-    return Rewriter(adapters.load(models.load(models.EMBEDDED)), rewriting.EMBEDDED)
+    experts = adapters.shipped(models.load(models.EMBEDDED))
+    return Rewriter(experts.denoiser, experts.settings)
 
 
 def rewritten(rewriter: Rewriter, lines: list[str], *, as_json: bool) -> Iterator[str]:

@@ -1,0 +1,299 @@
+"""What a denoiser restores of held-out comments, and where expert and anti-expert disagree.
+
+All goes through :class:`companion.marco.denoiser.Denoiser`, so that adapters and encoder-decoders are asked
+the same, and gives one number per text, so that intervals can resample texts. What takes long is kept in the store.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import random
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Float
+
+from companion import artifacts, data, metrics, models, tokens
+from companion.marco import adapters, corpus, denoiser, masking, rewriting, training, words
+from companion.marco.adapters import Experts
+from companion.marco.denoiser import ANTI_EXPERT, BASE, EXPERT, ROLES, Denoiser, PrefixDenoiser
+from companion.marco.rewriting import Script
+from companion.marco.training import AdapterConfig
+from companion.marco.words import Sentence
+from companion.metrics import Estimate
+from companion.profiles import Profile
+
+NAMES = {BASE: "base", EXPERT: "expert", ANTI_EXPERT: "anti-expert"}  # in tables and figures
+BLANK = -1  # stands for a mask among token positions
+TOGETHER = 96  # targets written together, over all roles: more would fill memory with keys and values
+SHUFFLES = 2000
+CODE = (denoiser, masking, rewriting, corpus, training, words)
+
+
+# --- training ----------------------------------------------------------------------------------------
+
+
+class History(NamedTuple):
+    """How adapters were trained: settings, and a row per role and step."""
+
+    config: dict
+    curve: pd.DataFrame
+
+    def of(self, role: str) -> pd.DataFrame:
+        """Rows of one role: step (an expert's go on from the base's), loss, seconds, and where measured ``non-toxic`` and ``toxic``."""
+        return self.curve[self.curve.role == role]
+
+
+def history(folder: Path | None) -> History:
+    """Read ``history.json`` of a folder of adapters; models that were trained elsewhere (None) have none: then of the shipped ones."""
+    found = json.loads(((folder or adapters.FOLDER) / "history.json").read_text())
+    begun = {role: 0 if role == BASE else found["config"]["base_steps"] for role in ROLES}
+    rows = [{"role": role, **row, "step": begun[role] + row["step"] + 1} for role in ROLES for row in found["history"][role]]
+    return History(found["config"], pd.DataFrame(rows))
+
+
+def student(profile: Profile, config: AdapterConfig) -> PrefixDenoiser:
+    """A fresh base adapter on a fresh copy of the profile's model; where the experts are encoder-decoders, on the model that ships with the book."""
+    return training.attach(models.load(models.EMBEDDED if profile.experts == "bart" else profile.model), config)
+
+
+# --- held-out comments and their noise ---------------------------------------------------------------
+
+
+def held_out(profile: Profile) -> pd.DataFrame:
+    """``infilled_comments`` evaluation rows (text, label), the labels in turn: embedded comments, or all four public sources."""
+    rows = corpus.balanced("eval", profile.seed) if profile.data == "public" else data.comments(profile, "eval")
+    each = min(profile.infilled_comments // 2 or len(rows), *(int((rows.label == label).sum()) for label in (0, 1)))
+    halves = [data.spread(rows[rows.label == label], each) for label in (0, 1)]
+    return pd.concat(halves)[["text", "label"]].sort_index(kind="stable").reset_index(drop=True)
+
+
+class Corrupted(NamedTuple):
+    """A sentence, its source with masks, and the token ids that each blank hides."""
+
+    sentence: Sentence
+    source: list[int]
+    hidden: list[list[int]]
+
+
+def corrupt(model: Denoiser, texts: Sequence[str], seed: int) -> list[Corrupted]:
+    """Mask 30 % of the words of every text (none stays intact). The noise belongs to a text, whatever stands beside it."""
+    found = []
+    for text in texts:
+        sentence, noise = words.split(model, text), random.Random(f"{seed} {text}")
+        n = len(sentence.ids)
+        places = training.pieces(sentence._replace(ids=list(range(n))))  # positions in the place of ids, so that we see what is gone
+        kept = list(range(n))
+        while BLANK not in kept:
+            kept = corpus.infilled(places, BLANK, noise)
+        source = [model.mask_id if place == BLANK else sentence.ids[place] for place in kept]
+        found.append(Corrupted(sentence, source, [sentence.ids[gone.start : gone.stop] for gone in _gaps(kept, n)]))
+    return found
+
+
+def _gaps(kept: Sequence[int], n: int) -> list[range]:
+    """Positions that each blank stands for; blanks side by side are one, as in rewriting."""
+    found, before = [], -1
+    for place, following in zip(kept, [*kept[1:], n], strict=True):
+        if place != BLANK:
+            before = place
+        elif following != BLANK:
+            found.append(range(before + 1, following))
+    return found
+
+
+def readable(model: Denoiser, source: Sequence[int]) -> str:
+    """A source as text, with ``___`` for each mask."""
+    cuts = [-1, *(i for i, token in enumerate(source) if token == model.mask_id), len(source)]
+    return " ___".join(model.decode(source[a + 1 : b]).rstrip() for a, b in itertools.pairwise(cuts)).strip()
+
+
+# --- what is restored --------------------------------------------------------------------------------
+
+
+@torch.inference_mode()
+def losses(model: Denoiser, sources: Sequence[list[int]], targets: Sequence[list[int]], roles: Sequence[str] = ROLES) -> Float[np.ndarray, "role texts"]:
+    """Cross-entropy per token of each target (its end included) given its source, as each role would write it, in nats."""
+    found = np.zeros((len(roles), len(targets)))
+    for rows in _by_length(targets, TOGETHER // len(roles)):
+        target = tokens.pad([[*targets[i], model.end_id] for i in rows], "right")
+        decoding = model.begin([role for role in roles for _ in rows], [sources[i] for i in rows] * len(roles))
+        total, given = torch.zeros(len(roles), len(rows), dtype=torch.float64), None
+        for step in range(target.ids.shape[1]):
+            surprise = -decoding.step(given).float().log_softmax(-1)
+            given = target.ids[:, step].repeat(len(roles)).to(surprise.device)
+            total += surprise.gather(-1, given[:, None]).view(len(roles), -1).cpu() * target.mask[:, step]
+        found[:, rows] = (total / target.mask.sum(-1)).numpy()
+    return found
+
+
+@torch.inference_mode()
+def write(model: Denoiser, sources: Sequence[list[int]], sentences: Sequence[Sentence], anchored: bool, role: str = BASE) -> list[list[int]]:
+    """What one role writes greedily, given each source: only the blanks (anchored), or the whole text freely."""
+    found: list[list[int]] = [[] for _ in sources]
+    for rows in _by_length(sources, TOGETHER):
+        scripts, ids = [Script(sources[i], sentences[i], model, anchored) for i in rows], None
+        decoding = model.begin([role] * len(rows), [sources[i] for i in rows])
+        while not all(script.done for script in scripts):
+            scores = decoding.step(ids).float()
+            for script, row in zip(scripts, scores, strict=True):
+                script.restrict(row)
+            ids = torch.tensor([script.take(token) for script, token in zip(scripts, scores.argmax(-1).tolist(), strict=True)], device=scores.device)
+        for i, script in zip(rows, scripts, strict=True):
+            found[i] = script.written
+    return found
+
+
+def fills(written: Sequence[int], source: Sequence[int], mask: int, end: int) -> list[list[int]]:
+    """What an anchored text says at each blank: everything before the next fixed token, or before the end."""
+    whole, at, found = [*written, end], 0, []
+    for token, following in zip(source, [*source[1:], end], strict=True):
+        if token != mask:
+            at += 1
+        elif following != mask:
+            stop = whole.index(following, at)
+            found.append(whole[at:stop])
+            at = stop
+    return found
+
+
+@dataclass(frozen=True)
+class Restored:
+    """What the experts made of some texts, one number per text.
+
+    Parameters
+    ----------
+    loss
+        Per token of the text, 30 % of whose words were masked, by role (nats).
+    copied
+        1 where the base adapter, writing freely, returned the intact text exactly.
+    blanks, exact
+        Blanks of the masked text, and how many of them the base adapter filled with exactly what they hide.
+    elsewhere
+        How many of the same answers are right for the blanks of the next text (control).
+    """
+
+    loss: dict[str, Float[np.ndarray, "texts"]]
+    copied: Float[np.ndarray, "texts"]
+    blanks: Float[np.ndarray, "texts"]
+    exact: Float[np.ndarray, "texts"]
+    elsewhere: Float[np.ndarray, "texts"]
+
+
+def measure(experts: Experts, texts: Sequence[str], seed: int) -> Restored:
+    """Losses, exact copies and exact spans of some texts, from the store or measured now."""
+    model, key = experts.denoiser, {"experts": experts.fingerprint, "texts": artifacts.key_of({"texts": list(texts)}), "seed": seed}
+    masked = corrupt(model, texts, seed)
+    sources, sentences = [c.source for c in masked], [c.sentence for c in masked]
+    intact = [sentence.ids for sentence in sentences]
+
+    copies = _kept({**key, "what": "copies"}, lambda: write(model, intact, sentences, anchored=False))
+    written = _kept({**key, "what": "spans"}, lambda: write(model, sources, sentences, anchored=True))
+    loss = _kept({**key, "what": "losses"}, lambda: losses(model, sources, intact).tolist())
+    answers = [fills(ids, source, model.mask_id, model.end_id) for ids, source in zip(written, sources, strict=True)]
+    hidden = [c.hidden for c in masked]
+    return Restored(
+        loss={role: np.array(row) for role, row in zip(ROLES, loss, strict=True)},
+        copied=np.array([model.decode(ids) == model.decode(own) for ids, own in zip(copies, intact, strict=True)], dtype=float),
+        blanks=np.array([len(h) for h in hidden], dtype=float),
+        exact=_right(answers, hidden),
+        elsewhere=_right(answers[1:] + answers[:1], hidden),
+    )
+
+
+def _right(answers: list[list[list[int]]], hidden: list[list[list[int]]]) -> Float[np.ndarray, "texts"]:
+    """Number of blanks per text that are filled with what they hide; a text with fewer answers than blanks gives them in turn."""
+    return np.array([sum(a[k % len(a)] == span for k, span in enumerate(h)) for a, h in zip(answers, hidden, strict=True)], dtype=float)
+
+
+def _by_length(rows: Sequence[Sequence[int]], size: int) -> list[list[int]]:
+    """Indices of rows of similar length in groups of ``size``."""
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
+    return [order[i : i + size] for i in range(0, len(order), size)]
+
+
+def _kept(key: dict, make: Callable[[], list]) -> list:
+    """A JSON-able result from the store or made now."""
+    folder = artifacts.artifact("restored", key, lambda f: (f / "found.json").write_text(json.dumps(make())), code=(*CODE, sys.modules[__name__]))
+    return json.loads((folder / "found.json").read_text())
+
+
+# --- where expert and anti-expert differ -------------------------------------------------------------
+
+
+def swing(difference: Float[np.ndarray, "texts"], labels: Sequence[int], seed: int = 0) -> Estimate:
+    """Mean of a difference on toxic texts (label 1) less its mean on the others."""
+    difference, labels = np.asarray(difference), np.asarray(labels)
+
+    def of(rows: np.ndarray) -> float:
+        toxic = labels[rows] == 1
+        if toxic.all() or not toxic.any():
+            return float("nan")
+        return float(difference[rows][toxic].mean() - difference[rows][~toxic].mean())
+
+    return metrics.bootstrap(of, len(difference), seed)
+
+
+def shuffled_swing(difference: Float[np.ndarray, "texts"], labels: Sequence[int], seed: int = 0) -> Estimate:
+    """The same when the labels say nothing: mean and middle 95 % over shuffles of the labels."""
+    difference, labels = np.asarray(difference), np.asarray(labels) == 1
+    generator = np.random.default_rng(seed)
+    drawn = [difference[s].mean() - difference[~s].mean() for s in (generator.permutation(labels) for _ in range(SHUFFLES))]
+    low, high = np.quantile(drawn, [0.025, 0.975])
+    return Estimate(float(np.mean(drawn)), float(low), float(high), len(difference))
+
+
+def opinions(model: Denoiser, blanks: Sequence[tuple[str, str]], k: int = 5) -> pd.DataFrame:
+    """What each role expects in a blank: for each (sentence, word to blank) the divergence in nats and each role's top ``k`` next tokens."""
+    sources, targets = [], []
+    for text, word in blanks:
+        sentence = words.split(model, text)
+        j = next(j for j, w in enumerate(sentence.words) if text[w.start : w.end] == word)
+        sources.append(sentence.masked([j], model.mask_id))
+        targets.append(sentence.ids[: sentence.words[j].tokens.start])
+    logits = torch.cat([part.float().cpu() for part in model.next_logits(ROLES, sources, targets)], dim=1)
+    divergence = masking.jensen_shannon(logits[ROLES.index(EXPERT)], logits[ROLES.index(ANTI_EXPERT)]).clamp(min=0)
+    best = logits.softmax(-1).topk(k)
+    rows = []
+    for i, source in enumerate(sources):
+        row = {"sentence": readable(model, source), "divergence": f"{divergence[i]:.3f}"}
+        for r, role in enumerate(ROLES):
+            pairs = zip(best.indices[r, i].tolist(), best.values[r, i].tolist(), strict=True)
+            row[NAMES[role]] = ", ".join(f"{model.decode([token]).strip()} {p:.2f}" for token, p in pairs)
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def disagreement(experts: Experts, texts: Sequence[str]) -> list[Float[np.ndarray, "words"]]:
+    """Divergence of expert and anti-expert at each word of each text (marks and links left out), from the store or measured now."""
+
+    def make() -> list[list[float]]:
+        scores = masking.divergences(experts.denoiser, [words.split(experts.denoiser, text) for text in texts])
+        return [row[~np.isnan(row)].clip(min=0).tolist() for row in scores]  # rounding may give −1e-9
+
+    key = {"experts": experts.fingerprint, "texts": artifacts.key_of({"texts": list(texts)}), "what": "divergences"}
+    return [np.array(row) for row in _kept(key, make)]
+
+
+def relative(scores: Sequence[Float[np.ndarray, "words"]]) -> list[Float[np.ndarray, "words"]]:
+    """Divergences over the mean of their sentence: 1 is an average word (all of them where nothing diverges). One word alone says nothing and is left out."""
+    return [row / row.mean() if row.any() else np.ones_like(row) for row in scores if len(row) > 1]
+
+
+def by_position(scores: Sequence[Float[np.ndarray, "words"]], positions: int, seed: int = 0) -> list[Estimate]:
+    """Mean relative divergence of the first, second, … word, over the sentences that have one; stops where fewer than two have."""
+    columns = [[row[k] for row in relative(scores) if len(row) > k] for k in range(positions)]
+    return [metrics.mean(column, seed) for column in columns if len(column) > 1]
+
+
+def random_word(scores: Sequence[Float[np.ndarray, "words"]], seed: int = 0) -> Estimate:
+    """The same of one word per sentence drawn at random: how far from 1 chance alone goes (control)."""
+    generator = np.random.default_rng(seed)
+    return metrics.mean([generator.choice(row) for row in relative(scores)], seed)

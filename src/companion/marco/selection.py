@@ -1,0 +1,144 @@
+"""Choose threshold and strengths of the shipped adapters on dev rows, by a rule fixed before looking.
+
+The threshold comes first, at the published strengths for microaggressions; the strengths follow at
+that threshold. No evaluation row is read.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float
+from tqdm import tqdm
+
+from companion import public
+from companion.marco import corpus, masking, rewriting, words
+from companion.marco.denoiser import Denoiser
+from companion.marco.masking import Masking
+from companion.marco.rewriting import Settings
+from companion.marco.verdicts import Judges, Verdict
+from companion.marco.words import Sentence
+
+ROWS, HARMLESS, LONGEST = 48, 96, 30  # sentences of each set, harmless ones, and their words at most
+UNCHANGED, SIMILAR = 0.92, 0.87  # a little above what the evaluation asks for (.90 and .85)
+FIRST = (4.25, 1.5, 2.5)  # expert, anti-expert, temperature: as published for microaggressions
+QUANTILES = (0.8, 0.86, 0.92, 0.96)  # of the highest divergence in a harmless sentence: candidates for the threshold
+STRENGTHS = ((2.0, 0.5, 1.3), (2.0, 1.0, 2.5), (3.0, 0.5, 2.5), (3.0, 1.5, 1.3), (3.0, 1.5, 2.5), (4.25, 0.5, 2.5), (4.25, 3.0, 2.5))
+RULE = (
+    f"Among the settings that leave at least {UNCHANGED:.0%} of harmless dev sentences unchanged, keep a mean similarity of at least {SIMILAR} and a perplexity "
+    "not above the originals', take the highest joint score (mean of the three sets). If none does all, drop the conditions from the last to the first."
+)
+
+
+@dataclass(frozen=True)
+class Trial:
+    """Settings and what they did on the dev rows."""
+
+    threshold: float
+    alpha_expert: float
+    alpha_anti: float
+    temperature: float
+    unchanged: float  # share of harmless sentences
+    drop: dict[str, float]  # of mean toxicity, relative, by set
+    similarity: float
+    perplexity_ratio: float
+    joint: float
+
+
+@dataclass(frozen=True)
+class Desk:
+    """Dev rows with their divergences, which do not depend on the settings."""
+
+    denoiser: Denoiser
+    judges: Judges
+    sets: dict[str, list[str]]
+    harmless: list[str]
+    divergence: dict[str, Float[np.ndarray, "words"]]
+
+    @classmethod
+    def of(cls, denoiser: Denoiser, judges: Judges) -> Desk:
+        """Read the public dev rows and find their divergences."""
+        sets = {name: _some(rows.text.tolist(), ROWS) for name, rows in public.rewriting_sets("dev").items()}
+        rows = corpus.balanced("dev")
+        harmless = _some(rows[rows.label == 0].text.tolist(), HARMLESS)
+        texts = [*harmless, *(text for some in sets.values() for text in some)]
+        scores = masking.divergences(denoiser, [words.split(denoiser, text) for text in texts])
+        return cls(denoiser, judges, sets, harmless, dict(zip(texts, scores, strict=True)))
+
+    def thresholds(self) -> list[float]:
+        """Candidates: quantiles of the highest divergence in a harmless sentence."""
+        highest = [np.nanmax(self.divergence[text], initial=0.0) for text in self.harmless]
+        return [round(float(q), 4) for q in np.quantile(highest, QUANTILES)]
+
+    def try_out(self, candidates: Sequence[Settings]) -> list[Trial]:
+        """Rewrite the dev rows with each of some settings and score all rewrites together."""
+        harmless = [self.rewrite(self.harmless, settings) for settings in tqdm(candidates, desc="harmless sentences")]
+        found = {}
+        for name, texts in self.sets.items():
+            rewrites = [self.rewrite(texts, settings) for settings in tqdm(candidates, desc=name)]
+            found[name] = self.judges({"original": texts, **{str(i): some for i, some in enumerate(rewrites)}})
+        return [self._trial(settings, harmless[i], found, str(i)) for i, settings in enumerate(candidates)]
+
+    def _trial(self, settings: Settings, harmless: list[str], found: dict[str, dict[str, Verdict]], which: str) -> Trial:
+        ours = [by[which] for by in found.values()]
+        drop = {name: 1 - float(by[which].toxicity.mean() / by["original"].toxicity.mean()) for name, by in found.items()}
+        per_token, before = (
+            sum(getattr(v, n).sum() for v in ours) / sum(getattr(v, c).sum() for v in ours) for n, c in (("nll", "count"), ("base_nll", "base_count"))
+        )
+        return Trial(
+            *(settings.masking.threshold, settings.alpha_expert, settings.alpha_anti, settings.temperature),
+            unchanged=float(np.mean([a == b for a, b in zip(harmless, self.harmless, strict=True)])),
+            drop=drop,
+            similarity=float(np.concatenate([v.similarity for v in ours]).mean()),
+            perplexity_ratio=float(np.exp(per_token - before)),
+            joint=float(np.mean([v.joint.mean() for v in ours])),
+        )
+
+    def rewrite(self, texts: Sequence[str], settings: Settings) -> list[str]:
+        """Rewrites with the divergences that are known."""
+        sentences: list[Sentence] = [words.split(self.denoiser, text) for text in texts]
+        chosen = [masking.choose(self.divergence[text], settings.masking) for text in texts]
+        return rewriting.fill(self.denoiser, sentences, chosen, settings)
+
+
+def best(trials: Sequence[Trial]) -> Trial:
+    """The trial that ``RULE`` chooses."""
+    conditions = [lambda t: t.unchanged >= UNCHANGED, lambda t: t.similarity >= SIMILAR, lambda t: t.perplexity_ratio <= 1]
+    for n in range(len(conditions), -1, -1):
+        kept = [trial for trial in trials if all(condition(trial) for condition in conditions[:n])]
+        if kept:
+            return max(kept, key=lambda trial: trial.joint)
+    raise ValueError("there is no trial to choose from")
+
+
+def choose(denoiser: Denoiser, judges: Judges, target: Path) -> Trial:
+    """Search and write ``target``: the rule, what was chosen, and every trial."""
+    desk = Desk.of(denoiser, judges)
+    first = Settings(Masking(0.0), *FIRST)
+    trials = desk.try_out([replace(first, masking=Masking(t)) for t in desk.thresholds()])
+    masks = Masking(best(trials).threshold)
+    trials += desk.try_out([Settings(masks, *strengths) for strengths in STRENGTHS])
+    found = best(trials)
+    chosen = {name: getattr(found, name) for name in ("threshold", "alpha_expert", "alpha_anti", "temperature")}
+    rows = {name: len(texts) for name, texts in desk.sets.items()} | {"harmless": len(desk.harmless)}
+    about = {"rule": RULE, "dev_rows": rows, "chosen": chosen, "trials": [asdict(trial) for trial in trials]}
+    target.write_text(json.dumps(about, indent=1) + "\n")
+    return found
+
+
+def _some(texts: list[str], limit: int) -> list[str]:
+    """``limit`` texts spread evenly over those that are not long."""
+    short = [text for text in texts if len(text.split()) <= LONGEST]
+    return [short[i] for i in np.unique(np.linspace(0, len(short) - 1, min(limit, len(short))).round().astype(int))]
+
+
+def trials(folder: Path | None) -> pd.DataFrame:
+    """The trials behind the settings of a folder of adapters, as a table; empty if the settings were not chosen so."""
+    path = (folder or Path()) / "settings.json"
+    rows = json.loads(path.read_text())["trials"] if path.is_file() else []
+    return pd.DataFrame(rows, columns=[field.name for field in fields(Trial)])

@@ -1,0 +1,43 @@
+"""Rewriting 64 sentences of 15 words with the shipped adapters: seconds, and peak memory of the process.
+
+Run with ``python tests/benchmarks/bench_rewriting.py [--sentences 64]``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import time
+
+import torch
+
+from companion import data, models, profiles
+from companion.marco import adapters
+from companion.marco.rewriting import Rewriter
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--sentences", type=int, default=64)
+    asked = parser.parse_args()
+    experts = adapters.shipped(models.load(models.EMBEDDED))
+    pool = data.toxic_sentences(profiles.load("embedded"), "eval")
+    long = [" ".join(text.split()[:15]) for rows in pool.values() for text in rows.text if len(text.split()) >= 15]
+    texts = [long[i % len(long)] + "!" * (i // len(long)) for i in range(asked.sentences)]  # no sentence twice
+    rewriter = Rewriter(experts.denoiser, experts.settings)
+    rewriter(texts[:2])
+    started = time.perf_counter()
+    found = rewriter(texts)
+    seconds = time.perf_counter() - started
+    masked = sum(bool(rewrite.masked) for rewrite in found)
+    print(f"{len(texts)} sentences of 15 words, {masked} with a mask: {seconds:.1f} s on {torch.get_num_threads()} threads")
+    print(f"peak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.2f} GiB, weights in memory {megabytes(experts):.0f} MB")
+
+
+def megabytes(experts: adapters.Experts) -> float:
+    """Size of the model with its three adapters."""
+    return sum(p.numel() * p.element_size() for p in experts.denoiser.model.parameters()) / 1e6
+
+
+if __name__ == "__main__":
+    main()

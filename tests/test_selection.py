@@ -1,0 +1,167 @@
+"""The choice of settings: the written rule, thresholds that leave harmless sentences alone, dev rows only."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from test_marco import adapters as random_adapters
+
+from companion import profiles
+from companion.marco import adapters, masking, selection, words
+from companion.marco.masking import Masking
+from companion.marco.rewriting import Rewriter, Settings
+from companion.marco.selection import Desk, Trial
+from companion.marco.verdicts import Judges
+
+TOXIC = {"one": ["I am so fed up.", "You (really) are, you damn tree!", "ok"], "two": ["so it goes, and so it went", "?!"]}
+HARMLESS = ["a nice day", "my soup is cold", "we go", "what is it", "the end of it", "see you soon"]
+
+
+@pytest.fixture(scope="module")
+def denoiser(lively_llama):
+    return random_adapters(lively_llama)
+
+
+@pytest.fixture(scope="module")
+def judges() -> Judges:
+    return Judges.of(profiles.load("smoke"))
+
+
+@pytest.fixture
+def dev_rows(monkeypatch):
+    """Public rows made up here; whoever asks for another part than dev, or for another file, fails."""
+
+    def rewriting_sets(split):
+        assert split == "dev"
+        return {name: pd.DataFrame({"text": [*texts, "far too long " * 20]}) for name, texts in TOXIC.items()}
+
+    def balanced(split, seed=0):
+        assert split == "dev"
+        return pd.DataFrame({"text": [*HARMLESS, "a damn fool"], "label": [0] * len(HARMLESS) + [1]})
+
+    def nothing(*_, **__):
+        raise AssertionError("a row was read past the dev part")
+
+    monkeypatch.setattr(selection.public, "rewriting_sets", rewriting_sets)
+    monkeypatch.setattr(selection.corpus, "balanced", balanced)
+    for name in ("fetch", "labelled", "microaggressions", "challenge_prompts"):
+        monkeypatch.setattr(selection.public, name, nothing)
+
+
+# --- the rule ----------------------------------------------------------------------------------------
+
+
+def trial(joint: float, *, unchanged: float = 0.95, similarity: float = 0.9, ratio: float = 0.9, threshold: float = 0.1) -> Trial:
+    return Trial(threshold, 3.0, 1.5, 2.5, unchanged, {"one": 0.5}, similarity, ratio, joint)
+
+
+GOOD, BETTER = trial(0.4), trial(0.5)
+PERPLEXED = trial(0.6, ratio=1.01)
+DISSIMILAR = trial(0.7, similarity=0.86)
+MEDDLING = trial(0.8, unchanged=0.91)
+BAD = trial(0.9, unchanged=0.1, similarity=0.1, ratio=9.0)
+
+
+@pytest.mark.parametrize(
+    ("trials", "chosen"),
+    [
+        ([GOOD, PERPLEXED, DISSIMILAR, MEDDLING, BETTER, BAD], BETTER),  # all conditions hold: the best of those
+        ([DISSIMILAR, PERPLEXED, MEDDLING, BAD], PERPLEXED),  # fluency is given up first
+        ([MEDDLING, DISSIMILAR, BAD], DISSIMILAR),  # then similarity
+        ([MEDDLING, BAD], BAD),  # harmless sentences last
+        ([trial(0.3, unchanged=selection.UNCHANGED, similarity=selection.SIMILAR, ratio=1.0), BAD], 0),  # the limits themselves will do
+        ([GOOD], GOOD),
+    ],
+)
+def test_the_written_rule(trials, chosen):
+    expected = trials[chosen] if isinstance(chosen, int) else chosen
+    assert selection.best(trials) == selection.best(trials[::-1]) == expected
+
+
+def test_nothing_to_choose_from():
+    with pytest.raises(ValueError, match="no trial"):
+        selection.best([])
+
+
+SCORES = st.floats(0, 1).map(lambda x: round(x, 2))
+TRIALS = st.builds(lambda j, u, s, r: trial(j, unchanged=u, similarity=s, ratio=2 * r), SCORES, SCORES, SCORES, SCORES)
+
+
+@given(st.lists(TRIALS, min_size=1, max_size=5), st.lists(TRIALS, max_size=5))
+def test_the_second_round_keeps_the_threshold_of_the_first(first, second):
+    """What all trials together choose is the winner of the first round, or one of the second, at that winner's threshold."""
+    winner = selection.best(first)
+    assert selection.best([*first, *second]) in [winner, *second]
+
+
+# --- the desk ----------------------------------------------------------------------------------------
+
+
+def test_only_short_dev_rows_lie_on_the_desk(denoiser, dev_rows, monkeypatch):
+    desk = Desk.of(denoiser, judges=None)
+    assert desk.sets == TOXIC and desk.harmless == HARMLESS
+    for text, scores in desk.divergence.items():
+        expected = masking.divergences(denoiser, [words.split(denoiser, text)])[0]
+        np.testing.assert_allclose(scores, expected, atol=1e-4)
+    monkeypatch.setattr(selection, "ROWS", 2)
+    monkeypatch.setattr(selection, "HARMLESS", 3)
+    desk = Desk.of(denoiser, judges=None)
+    assert {name: len(texts) for name, texts in desk.sets.items()} == {"one": 2, "two": 2}
+    assert len(desk.harmless) == 3 and desk.harmless[0] == HARMLESS[0] and desk.harmless[-1] == HARMLESS[-1]  # spread, not the first ones
+
+
+def test_known_divergences_give_the_rewriters_rewrites(denoiser, dev_rows):
+    desk = Desk.of(denoiser, judges=None)
+    highest = sorted(float(np.nanmax(scores, initial=0)) for scores in desk.divergence.values())
+    settings = Settings(Masking(float(np.mean(highest[4:6]))), alpha_expert=2.0, alpha_anti=0.5, temperature=1.3)
+    found = desk.rewrite(TOXIC["one"], settings)
+    assert found == [rewrite.text for rewrite in Rewriter(denoiser, settings)(TOXIC["one"])] != TOXIC["one"]
+
+
+def test_a_quantile_is_the_share_of_harmless_sentences_left_alone():
+    generator = np.random.default_rng(0)
+    harmless = [str(i) for i in range(96)]
+    divergence = {text: np.append(generator.gamma(1.0, 0.05, 1 + i % 12), np.nan) for i, text in enumerate(harmless)}
+    divergence["0"] = np.array([np.nan, np.nan])  # nothing that may be masked
+    thresholds = Desk(None, None, {}, harmless, divergence).thresholds()
+    assert thresholds == sorted(thresholds) and len(thresholds) == len(selection.QUANTILES)
+    for q, threshold in zip(selection.QUANTILES, thresholds, strict=True):
+        alone = np.mean([not masking.choose(divergence[text], Masking(threshold)) for text in harmless])
+        assert alone == pytest.approx(q, abs=2 / len(harmless))
+
+
+def test_settings_that_mask_nothing_change_nothing(denoiser, judges, dev_rows):
+    found = Desk.of(denoiser, judges).try_out([Settings(Masking(9.0), 1.0, 1.0, 1.0), Settings(Masking(0.0), 2.0, 0.5, 1.3)])
+    assert dataclasses.asdict(found[0]) | {"joint": None} == {
+        "threshold": 9.0,
+        "alpha_expert": 1.0,
+        "alpha_anti": 1.0,
+        "temperature": 1.0,
+        "unchanged": 1.0,
+        "drop": {"one": 0.0, "two": 0.0},
+        "similarity": pytest.approx(1.0, abs=1e-5),
+        "perplexity_ratio": 1.0,
+        "joint": None,
+    }
+    assert found[1].unchanged < 1 and found[1].similarity < 1 and found[1].perplexity_ratio != 1
+
+
+def test_the_choice_is_written_and_read_back(denoiser, judges, dev_rows, monkeypatch, tmp_path):
+    monkeypatch.setattr(selection, "QUANTILES", (0.5, 0.9))
+    monkeypatch.setattr(selection, "STRENGTHS", ((2.0, 0.5, 1.3), (3.0, 1.5, 2.5)))
+    found = selection.choose(denoiser, judges, tmp_path / "settings.json")
+    about = json.loads((tmp_path / "settings.json").read_text())
+    trials = [Trial(**row) for row in about["trials"]]
+    assert found == selection.best(trials) and found in trials
+    assert about["rule"] == selection.RULE and about["dev_rows"] == {"one": 3, "two": 2, "harmless": len(HARMLESS)}
+    assert [(t.alpha_expert, t.alpha_anti, t.temperature) for t in trials] == [selection.FIRST] * 2 + list(selection.STRENGTHS)
+    assert {t.threshold for t in trials[2:]} == {selection.best(trials[:2]).threshold} == {found.threshold}
+    assert [t.threshold for t in trials[:2]] == Desk.of(denoiser, judges).thresholds()
+    expected = Settings(Masking(found.threshold), found.alpha_expert, found.alpha_anti, found.temperature)
+    assert adapters.settings(tmp_path) == expected
