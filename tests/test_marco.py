@@ -150,20 +150,26 @@ def test_divergences_equal_their_definitions():
     jeffreys = 0.5 * ((p * np.log(p / q)).sum(-1) + (q * np.log(q / p)).sum(-1))
     assert masking.half_jeffreys(a, b).numpy() == pytest.approx(jeffreys, rel=1e-4)
     assert masking.jensen_shannon(a, a).abs().max() < 1e-6
+    word = torch.tensor([3, 0, 49, 7, 7, 20, 1])
+    odds = np.log(q / p)[np.arange(7), word.numpy()]
+    assert masking.log_odds(a, b, word).numpy() == pytest.approx(odds, rel=1e-4)
+    assert masking.log_odds(b, a, word).numpy() == pytest.approx(-odds, rel=1e-4)
     certain = torch.tensor([[100.0, 0.0]])
     assert masking.jensen_shannon(certain, certain.flip(-1)).item() == pytest.approx(np.log(2), rel=1e-6)
 
 
 def test_divergence_of_each_word_is_that_of_its_blank(denoiser):
     sentences = [words.split(denoiser, text) for text in TEXTS]
-    found = masking.divergences(denoiser, sentences)
-    for sentence, scores in zip(sentences, found, strict=True):
+    found, odds = masking.divergences(denoiser, sentences), masking.divergences(denoiser, sentences, masking.log_odds)
+    for sentence, scores, own in zip(sentences, found, odds, strict=True):
         for j, word in enumerate(sentence.words):
             if not word.maskable:
-                assert np.isnan(scores[j])
+                assert np.isnan(scores[j]) and np.isnan(own[j])
                 continue
             logits = [by_hand(denoiser, role, sentence.masked([j], denoiser.mask_id), sentence.ids[: word.tokens.start]) for role in (EXPERT, ANTI_EXPERT)]
             assert scores[j] == pytest.approx(masking.jensen_shannon(*logits).item(), abs=1e-4)
+            expert, anti = (log.log_softmax(-1)[sentence.ids[word.tokens.start]].item() for log in logits)  # the word that stands there
+            assert own[j] == pytest.approx(anti - expert, abs=1e-3)
 
 
 def test_choice_of_words():
@@ -258,6 +264,32 @@ def test_noise_is_bart_infilling():
     assert intact / 400 == pytest.approx(corpus.INTACT_SHARE, abs=0.06)
 
 
+def test_pairs_get_the_same_noise():
+    """Shared words go together, differing places together; what is left of either side is that side without its masked words."""
+    shared = [[i] for i in range(12)]
+    first, second = [*shared[:5], [90], [91], *shared[5:]], [*shared[:5], [80], *shared[5:]]
+    masked = 0
+    for seed in range(200):
+        a, b = corpus.infilled_pair(first, second, -1, random.Random(seed))
+        assert [t for t in a if t < 80] == [t for t in b if t < 80]  # masks are -1: they stand in the same places, too
+        assert [t for t in a if t != -1] == [w[0] for w in first if w[0] in a] and [t for t in b if t != -1] == [w[0] for w in second if w[0] in b]
+        assert (90 in a) == (91 in a) == (80 in b)
+        masked += 90 not in a
+    assert masked / 200 > corpus.DIFFERING_SHARE
+    same, again = corpus.infilled_pair(shared, shared, -1, random.Random(3))
+    assert same == again
+
+
+def test_both_experts_meet_the_same_sources_where_a_pair_is_masked(lively_llama):
+    denoiser = adapters(lively_llama)
+    rows = [("you are a fool now", "you are a friend now"), ("ok then", "ok then")] * 30
+    toxic, civil = (training.paired_examples(denoiser, rows, side, 5) for side in (0, 1))
+    assert [e.target for e in toxic] == [denoiser.encode(a).ids for a, _ in rows] and [e.target for e in civil] == [denoiser.encode(b).ids for _, b in rows]
+    assert all(a == b for a, b in zip(toxic[1::2], civil[1::2], strict=True))  # the same text twice: the same example
+    alike = [a.source == b.source for a, b in zip(toxic[::2], civil[::2], strict=True)]
+    assert 0.4 < np.mean(alike) < 1
+
+
 def test_training_resumes_to_the_same_bits(tiny_llama, tmp_path, monkeypatch):
     config = training.AdapterConfig(rank=2, batch_size=4, warmup=2)
     texts = ["a b c d e", "what is it", "no no no", "go on and on", "x y z", "the end of it"] * 3
@@ -266,7 +298,11 @@ def test_training_resumes_to_the_same_bits(tiny_llama, tmp_path, monkeypatch):
     def run(folder):
         folder.mkdir(exist_ok=True)
         denoiser = training.attach(dataclasses.replace(tiny_llama, model=copy.deepcopy(tiny_llama.model)), config)
-        history = training.train(denoiser, BASE, texts, {"held out": texts[:4]}, 60, 1e-2, config, folder)
+
+        def corrupt(rows, seed):
+            return training.examples(denoiser, [texts[i] for i in rows], seed)
+
+        history = training.train(denoiser, BASE, texts, corrupt, {"held out": texts[:4]}, 60, 1e-2, config, folder)
         return {n: p.detach().clone() for n, p in denoiser.model.named_parameters() if "lora_" in n}, history
 
     def stopping(*given):

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from companion import cli, models, profiles
 from companion.errors import CompanionError
-from companion.marco import adapters, rewriting, tool, training
+from companion.marco import adapters, masking, rewriting, tool, training
 from companion.marco.denoiser import ANTI_EXPERT, BASE, EXPERT, ROLES
 from companion.marco.masking import Masking
 from companion.marco.rewriting import Rewriter, Settings
@@ -73,7 +73,11 @@ def weights(experts) -> dict[str, torch.Tensor]:
 
 def test_shipped_experts_have_the_chosen_settings(shipped_folder, tiny_experts):
     found = adapters.of(profiles.load("smoke", experts="shipped"))
-    assert found.settings == Settings(Masking(0.03), alpha_expert=3.0, alpha_anti=1.5, temperature=2.5) == adapters.settings(shipped_folder)
+    assert (
+        found.settings
+        == Settings(Masking(0.03, divergence=masking.log_odds), alpha_expert=3.0, alpha_anti=1.5, temperature=2.5)
+        == adapters.settings(shipped_folder)
+    )
     assert found.folder == shipped_folder
     source, target = [[70, 71, 72]], [[70]]
     before, after = (next(d.next_logits(ROLES, source, target)) for d in (tiny_experts, found.denoiser))

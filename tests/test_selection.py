@@ -107,7 +107,7 @@ def test_only_short_dev_rows_lie_on_the_desk(denoiser, dev_rows, monkeypatch):
     desk = Desk.of(denoiser, judges=None)
     assert desk.sets == TOXIC and desk.harmless == HARMLESS
     for text, scores in desk.divergence.items():
-        expected = masking.divergences(denoiser, [words.split(denoiser, text)])[0]
+        expected = masking.divergences(denoiser, [words.split(denoiser, text)], masking.log_odds)[0]
         np.testing.assert_allclose(scores, expected, atol=1e-4)
     monkeypatch.setattr(selection, "ROWS", 2)
     monkeypatch.setattr(selection, "HARMLESS", 3)
@@ -163,5 +163,5 @@ def test_the_choice_is_written_and_read_back(denoiser, judges, dev_rows, monkeyp
     assert [(t.alpha_expert, t.alpha_anti, t.temperature) for t in trials] == [selection.FIRST] * 2 + list(selection.STRENGTHS)
     assert {t.threshold for t in trials[2:]} == {selection.best(trials[:2]).threshold} == {found.threshold}
     assert [t.threshold for t in trials[:2]] == Desk.of(denoiser, judges).thresholds()
-    expected = Settings(Masking(found.threshold), found.alpha_expert, found.alpha_anti, found.temperature)
+    expected = Settings(Masking(found.threshold, divergence=masking.log_odds), found.alpha_expert, found.alpha_anti, found.temperature)
     assert adapters.settings(tmp_path) == expected

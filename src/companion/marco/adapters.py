@@ -20,7 +20,7 @@ from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 from companion import artifacts, data, models, paths
 from companion.errors import CompanionError
-from companion.marco import corpus, denoiser, rewriting, training, words
+from companion.marco import corpus, denoiser, masking, rewriting, training, words
 from companion.marco.denoiser import BASE, ROLES, Denoiser, PrefixDenoiser, Seq2SeqDenoiser
 from companion.marco.masking import Masking
 from companion.marco.rewriting import Settings
@@ -70,24 +70,36 @@ def shipped(lm: LanguageModel, folder: Path = FOLDER) -> Experts:
 
 
 def settings(folder: Path = FOLDER) -> Settings:
-    """The settings in ``settings.json``, chosen on dev rows (:mod:`companion.marco.selection`)."""
+    """The settings in ``settings.json``, chosen on dev rows (:mod:`companion.marco.selection`).
+
+    Raises
+    ------
+    CompanionError
+        If none have been chosen.
+    """
+    if not (folder / "settings.json").is_file():
+        raise CompanionError(f"there is no settings.json in '{folder}': choose threshold and strengths with `companion make settings`.")
     chosen = json.loads((folder / "settings.json").read_text())["chosen"]
-    return Settings(Masking(chosen.pop("threshold")), **chosen)
+    return Settings(Masking(chosen.pop("threshold"), divergence=masking.log_odds), **chosen)
 
 
 def small(profile: Profile) -> Experts:
     """Adapters trained for a few steps on the profile's comments: they work, badly, on any model."""
     comments = data.comments(profile, "train")
     classes = {name: comments.text[comments.label == label].tolist() for label, name in enumerate(training.CLASSES)}
+    civil, toxic = classes.values()
+    pairs = list(zip(toxic, civil, strict=False))
     lm = models.load(profile.model)
 
     def build(folder: Path) -> None:
-        made = training.train_all(models.load(profile.model), classes, {name: some[:4] for name, some in classes.items()}, SMALL, folder)
+        made = training.train_all(models.load(profile.model), civil + toxic, pairs, {name: some[:4] for name, some in classes.items()}, SMALL, folder)
         save(made, folder)
 
     inputs = {"model": lm.fingerprint, "texts": artifacts.key_of(classes), "config": asdict(SMALL)}
     folder = artifacts.artifact("experts", inputs, build, code=(corpus, denoiser, training, words))
-    return Experts(load(lm, folder), Settings(Masking(0.0), alpha_expert=2.0, alpha_anti=0.5, temperature=1.0), folder.name, folder)
+    return Experts(
+        load(lm, folder), Settings(Masking(0.0, divergence=masking.log_odds), alpha_expert=2.0, alpha_anti=0.5, temperature=1.0), folder.name, folder
+    )
 
 
 def bart() -> Experts:

@@ -1,14 +1,17 @@
-"""Training text of the experts, and the noise they learn to undo.
+"""Training text of base and experts, and the noise they learn to undo.
 
-An expert must differ from its anti-expert in toxicity and in nothing else. So every source gives
-both classes in equal numbers, matched in length, casing and punctuation: without that the two
-disagree most on how a sentence begins, whatever it says.
+An expert must differ from its anti-expert in toxicity and in nothing else. The base learns from
+every source, both classes in equal numbers, matched in length, casing and punctuation. The experts
+learn from two versions of the same sentences, with the same noise: what both versions share teaches
+both the same, so that no chance difference of two trainings stands between them.
 """
 
 from __future__ import annotations
 
+import difflib
 import random
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import pandas as pd
 
@@ -18,6 +21,9 @@ MASKED_SHARE = 0.3  # of the words, as in BART (Lewis et al., 2020)
 SPAN = 3.0  # mean words of a span (Poisson)
 INTACT_SHARE = 0.2  # of the inputs, so that the denoiser learns to leave alone what has no blank
 MAX_WORDS, MAX_CHARACTERS = 45, 300
+SHARED = 0.5  # of the words of a pair, at least
+DIFFERING_SHARE = 0.5  # of the places where a pair differs that are masked whatever the noise does: they carry the lesson
+ANCHORS = 3  # pairs for each harmless sentence that both experts restore alike
 
 
 def balanced(split: str, seed: int = 0) -> pd.DataFrame:
@@ -36,6 +42,30 @@ def balanced(split: str, seed: int = 0) -> pd.DataFrame:
     return rows[rank < rows.cell.map(least)].drop(columns="cell").reset_index(drop=True)
 
 
+def pairs(split: str, seed: int = 0) -> list[tuple[str, str]]:
+    """Pairs (toxic, non-toxic) for expert and anti-expert, in random order.
+
+    ParaDetox sentences with their neutral version, if both begin and end alike and share half of their
+    words; and for every few of them a harmless sentence of another source with itself.
+    """
+    rows = public.labelled()
+    rows = rows[rows.split == split]
+    known = set(rows.text[rows.source == "paradetox"])
+    sides = public.paradetox()
+    both = zip(sides.text[sides.label == 1], sides.text[sides.label == 0], strict=True)
+    found = [(a, b) for a, b in both if a in known and b in known and style(a).split()[-3:] == style(b).split()[-3:] and SHARED <= _shared(a, b) < 1]
+    alike = balanced(split, seed)
+    harmless = alike[(alike.label == 0) & (alike.source != "paradetox")].text.tolist()[: len(found) // ANCHORS]
+    return random.Random(seed).sample(found + [(text, text) for text in harmless], len(found) + len(harmless))
+
+
+def _shared(a: str, b: str) -> float:
+    """Share of words in common, in their order."""
+    return sum(block.size for block in difflib.SequenceMatcher(None, a.split(), b.split(), autojunk=False).get_matching_blocks()) / max(
+        len(a.split()), len(b.split())
+    )
+
+
 def style(text: str) -> str:
     """What two classes must share: words in steps of four, how the text begins and ends, and its casing."""
     first = "upper" if text[:1].isupper() else "lower" if text[:1].islower() else "other"
@@ -44,30 +74,64 @@ def style(text: str) -> str:
     return f"{(len(text.split()) - 1) // 4} {first} {last} {case}"
 
 
-def infilled(words: Sequence[Sequence[int]], mask: int, noise: random.Random) -> list[int]:
-    """Text infilling: spans of words, Poisson(3) long, give way to one mask each until 30 % are gone.
+class Noise(NamedTuple):
+    """Which words are gone, and before which words a mask stands."""
 
-    ``words`` holds the token ids of each word. A span of length 0 puts a mask between two words.
-    Source: Lewis et al. (2020), section 2.2; MaRCo, appendix A.
+    gone: list[bool]
+    starts: set[int]
+
+    def on(self, words: Sequence[Sequence[int]], mask: int) -> list[int]:
+        """Token ids of a text under this noise."""
+        found = []
+        for i, word in enumerate(words):
+            found += [mask] if i in self.starts else []
+            found += [] if self.gone[i] else word
+        return found
+
+
+def drawn(n: int, noise: random.Random) -> Noise:
+    """Text infilling of ``n`` words: spans, Poisson(3) long, give way to one mask each until 30 % are gone.
+
+    A span of length 0 puts a mask between two words. Source: Lewis et al. (2020), section 2.2; MaRCo, appendix A.
     """
+    gone, starts = [False] * n, set()
     if noise.random() < INTACT_SHARE:
-        return [token for word in words for token in word]
-    gone, starts = [False] * len(words), set()
-    budget = max(1, round(MASKED_SHARE * len(words)))
+        return Noise(gone, starts)
+    budget = max(1, round(MASKED_SHARE * n))
     while budget > 0:
         length = min(_poisson(noise), budget)
-        start = noise.randrange(len(words) - length + 1)
+        start = noise.randrange(n - length + 1)
         if any(gone[start : start + length]) or start in starts:
             budget -= 1 if length == 0 or noise.random() < 0.1 else 0  # crowded: give up in the end
             continue
         gone[start : start + length] = [True] * length
         starts.add(start)
         budget -= max(length, 1)
-    found = []
-    for i, word in enumerate(words):
-        found += [mask] if i in starts else []
-        found += [] if gone[i] else word
-    return found
+    return Noise(gone, starts)
+
+
+def infilled(words: Sequence[Sequence[int]], mask: int, noise: random.Random) -> list[int]:
+    """A text, given as the token ids of each word, under fresh noise (:func:`drawn`)."""
+    return drawn(len(words), noise).on(words, mask)
+
+
+def infilled_pair(first: Sequence[Sequence[int]], second: Sequence[Sequence[int]], mask: int, noise: random.Random) -> tuple[list[int], list[int]]:
+    """Two versions of a sentence under the same noise: shared words go together, and so does what stands in each other's place."""
+    steps = difflib.SequenceMatcher(None, [tuple(w) for w in first], [tuple(w) for w in second], autojunk=False).get_opcodes()
+    units: list[tuple[list[int], list[int]]] = []
+    differing = []
+    for kind, a, b, c, d in steps:
+        if kind == "equal":
+            units += [(list(word), list(word)) for word in first[a:b]]
+        else:
+            differing.append(len(units))
+            units.append(([t for word in first[a:b] for t in word], [t for word in second[c:d] for t in word]))
+    plan = drawn(len(units), noise)
+    for i in differing:
+        if noise.random() < DIFFERING_SHARE and not plan.gone[i]:
+            plan.gone[i] = True
+            plan.starts.add(i)
+    return plan.on([u[0] for u in units], mask), plan.on([u[1] for u in units], mask)
 
 
 def _poisson(noise: random.Random) -> int:

@@ -1,4 +1,4 @@
-"""Choose threshold and strengths of the shipped adapters on dev rows, by a rule fixed before looking.
+"""Choose threshold (on the log odds of words) and strengths of the shipped adapters on dev rows, by a rule fixed before looking.
 
 The threshold comes first, at the published strengths for microaggressions; the strengths follow at
 that threshold. No evaluation row is read.
@@ -17,18 +17,18 @@ from jaxtyping import Float
 from tqdm import tqdm
 
 from companion import public
-from companion.marco import corpus, masking, rewriting, words
+from companion.marco import corpus, masking, rewriting, verdicts, words
 from companion.marco.denoiser import Denoiser
 from companion.marco.masking import Masking
 from companion.marco.rewriting import Settings
 from companion.marco.verdicts import Judges, Verdict
 from companion.marco.words import Sentence
 
-ROWS, HARMLESS, LONGEST = 48, 96, 30  # sentences of each set, harmless ones, and their words at most
+ROWS, HARMLESS, LONGEST = 32, 64, 24  # sentences of each set, harmless ones, and their words at most
 UNCHANGED, SIMILAR = 0.92, 0.87  # a little above what the evaluation asks for (.90 and .85)
 FIRST = (4.25, 1.5, 2.5)  # expert, anti-expert, temperature: as published for microaggressions
-QUANTILES = (0.8, 0.86, 0.92, 0.96)  # of the highest divergence in a harmless sentence: candidates for the threshold
-STRENGTHS = ((2.0, 0.5, 1.3), (2.0, 1.0, 2.5), (3.0, 0.5, 2.5), (3.0, 1.5, 1.3), (3.0, 1.5, 2.5), (4.25, 0.5, 2.5), (4.25, 3.0, 2.5))
+QUANTILES = (0.8, 0.86, 0.92, 0.96)  # of the highest score in a harmless sentence: candidates for the threshold
+STRENGTHS = ((2.0, 0.5, 1.3), (2.0, 1.0, 2.5), (3.0, 1.5, 2.5), (4.25, 0.5, 2.5), (4.25, 3.0, 2.5))
 RULE = (
     f"Among the settings that leave at least {UNCHANGED:.0%} of harmless dev sentences unchanged, keep a mean similarity of at least {SIMILAR} and a perplexity "
     "not above the originals', take the highest joint score (mean of the three sets). If none does all, drop the conditions from the last to the first."
@@ -67,11 +67,11 @@ class Desk:
         rows = corpus.balanced("dev")
         harmless = _some(rows[rows.label == 0].text.tolist(), HARMLESS)
         texts = [*harmless, *(text for some in sets.values() for text in some)]
-        scores = masking.divergences(denoiser, [words.split(denoiser, text) for text in texts])
+        scores = masking.divergences(denoiser, [words.split(denoiser, text) for text in texts], masking.log_odds)
         return cls(denoiser, judges, sets, harmless, dict(zip(texts, scores, strict=True)))
 
     def thresholds(self) -> list[float]:
-        """Candidates: quantiles of the highest divergence in a harmless sentence."""
+        """Candidates: quantiles of the highest score in a harmless sentence."""
         highest = [np.nanmax(self.divergence[text], initial=0.0) for text in self.harmless]
         return [round(float(q), 4) for q in np.quantile(highest, QUANTILES)]
 
@@ -85,18 +85,14 @@ class Desk:
         return [self._trial(settings, harmless[i], found, str(i)) for i, settings in enumerate(candidates)]
 
     def _trial(self, settings: Settings, harmless: list[str], found: dict[str, dict[str, Verdict]], which: str) -> Trial:
-        ours = [by[which] for by in found.values()]
-        drop = {name: 1 - float(by[which].toxicity.mean() / by["original"].toxicity.mean()) for name, by in found.items()}
-        per_token, before = (
-            sum(getattr(v, n).sum() for v in ours) / sum(getattr(v, c).sum() for v in ours) for n, c in (("nll", "count"), ("base_nll", "base_count"))
-        )
+        ours = verdicts.pooled([by[which] for by in found.values()])
         return Trial(
             *(settings.masking.threshold, settings.alpha_expert, settings.alpha_anti, settings.temperature),
             unchanged=float(np.mean([a == b for a, b in zip(harmless, self.harmless, strict=True)])),
-            drop=drop,
-            similarity=float(np.concatenate([v.similarity for v in ours]).mean()),
-            perplexity_ratio=float(np.exp(per_token - before)),
-            joint=float(np.mean([v.joint.mean() for v in ours])),
+            drop={name: 1 - float(by[which].toxicity.mean() / by["original"].toxicity.mean()) for name, by in found.items()},
+            similarity=float(ours.similarity.mean()),
+            perplexity_ratio=ours.perplexity_ratio().value,
+            joint=float(np.mean([by[which].joint.mean() for by in found.values()])),
         )
 
     def rewrite(self, texts: Sequence[str], settings: Settings) -> list[str]:
@@ -119,9 +115,9 @@ def best(trials: Sequence[Trial]) -> Trial:
 def choose(denoiser: Denoiser, judges: Judges, target: Path) -> Trial:
     """Search and write ``target``: the rule, what was chosen, and every trial."""
     desk = Desk.of(denoiser, judges)
-    first = Settings(Masking(0.0), *FIRST)
-    trials = desk.try_out([replace(first, masking=Masking(t)) for t in desk.thresholds()])
-    masks = Masking(best(trials).threshold)
+    first = Settings(_absolute(0.0), *FIRST)
+    trials = desk.try_out([replace(first, masking=_absolute(t)) for t in desk.thresholds()])
+    masks = _absolute(best(trials).threshold)
     trials += desk.try_out([Settings(masks, *strengths) for strengths in STRENGTHS])
     found = best(trials)
     chosen = {name: getattr(found, name) for name in ("threshold", "alpha_expert", "alpha_anti", "temperature")}
@@ -129,6 +125,10 @@ def choose(denoiser: Denoiser, judges: Judges, target: Path) -> Trial:
     about = {"rule": RULE, "dev_rows": rows, "chosen": chosen, "trials": [asdict(trial) for trial in trials]}
     target.write_text(json.dumps(about, indent=1) + "\n")
     return found
+
+
+def _absolute(threshold: float) -> Masking:
+    return Masking(threshold, divergence=masking.log_odds)
 
 
 def _some(texts: list[str], limit: int) -> list[str]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -43,7 +43,7 @@ class AdapterConfig:
     base_steps: int = 300
     expert_steps: int = 140
     base_rate: float = 1e-3
-    expert_rate: float = 4e-4
+    expert_rate: float = 1e-3
     warmup: int = 20
     precision: str = "bf16"  # autocast; "no" for fp32, faster on CPUs without bf16 units
     seed: int = 0
@@ -70,6 +70,16 @@ def examples(denoiser: PrefixDenoiser, texts: Sequence[str], seed: int) -> list[
     for text in texts:
         sentence = words.split(denoiser, text)
         found.append(Example(corpus.infilled(pieces(sentence), denoiser.mask_id, noise), sentence.ids))
+    return found
+
+
+def paired_examples(denoiser: PrefixDenoiser, rows: Sequence[tuple[str, str]], side: int, seed: int) -> list[Example]:
+    """One side of pairs (0: first, 1: second); with the same seed both sides get the same noise."""
+    noise, found = random.Random(seed), []
+    for row in rows:
+        sentences = [words.split(denoiser, text) for text in row]
+        sources = corpus.infilled_pair(*(pieces(sentence) for sentence in sentences), denoiser.mask_id, noise)
+        found.append(Example(sources[side], sentences[side].ids))
     return found
 
 
@@ -126,6 +136,7 @@ def train(
     denoiser: PrefixDenoiser,
     adapter: str,
     texts: Sequence[str],
+    corrupt: Callable[[list[int], int], list[Example]],
     held_out: dict[str, Sequence[str]],
     steps: int,
     rate: float,
@@ -134,8 +145,9 @@ def train(
 ) -> list[dict]:
     """Train one adapter in place; returns a row per step: loss, and every 50 steps the loss on each held-out list.
 
-    AdamW, linear warm-up, linear decay to 0, fresh noise in each step. The state goes to ``folder`` every
-    25 steps; a call that finds a state there goes on from it.
+    AdamW, linear warm-up, linear decay to 0. ``corrupt`` makes the examples of some texts, given their
+    indices and a seed that is new in each step. The state goes to ``folder`` every 25 steps; a call that
+    finds a state there goes on from it.
     """
     parameters = {name: p for name, p in denoiser.model.named_parameters() if f".{adapter}." in name}
     optimizer = torch.optim.AdamW(parameters.values(), lr=rate, weight_decay=0.0)
@@ -147,7 +159,7 @@ def train(
         step, started = len(history), time.perf_counter()
         for group in optimizer.param_groups:
             group["lr"] = rate * min(1.0, (step + 1) / config.warmup) * (1 - step / steps)
-        batch, total = examples(denoiser, [texts[i] for i in rows], 1_000_003 * config.seed + step), 0.0
+        batch, total = corrupt(rows, 1_000_003 * config.seed + step), 0.0
         for some in parts(batch):
             with torch.autocast(denoiser.model.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
                 part = losses(denoiser, some, adapter).sum() / len(batch)
@@ -207,23 +219,33 @@ class _Checkpoint:
 
 def train_experts(lm: LanguageModel, config: AdapterConfig, folder: Path) -> PrefixDenoiser:
     """Train base, expert and anti-expert on the public data; ``folder`` keeps the states and the histories."""
-    train_rows, held_rows = corpus.balanced("train", config.seed), corpus.balanced("dev", config.seed)
-    classes, held = ({name: rows[rows.label == label].text.tolist() for label, name in enumerate(CLASSES)} for rows in (train_rows, held_rows))
-    return train_all(lm, classes, {name: texts[:96] for name, texts in held.items()}, config, folder)
+    held = corpus.balanced("dev", config.seed)
+    held_out = {name: held[held.label == label].text.tolist()[:96] for label, name in enumerate(CLASSES)}
+    return train_all(lm, corpus.balanced("train", config.seed).text.tolist(), corpus.pairs("train", config.seed), held_out, config, folder)
 
 
-def train_all(lm: LanguageModel, classes: dict[str, list[str]], held_out: dict[str, list[str]], config: AdapterConfig, folder: Path) -> PrefixDenoiser:
-    """Train the base on both classes, then expert and anti-expert from it, each on its own."""
+def train_all(
+    lm: LanguageModel, texts: list[str], pairs: list[tuple[str, str]], held_out: dict[str, list[str]], config: AdapterConfig, folder: Path
+) -> PrefixDenoiser:
+    """Train the base on texts of both classes, then from it the expert on the second side of pairs and the anti-expert on the first."""
     folder.mkdir(parents=True, exist_ok=True)
-    civil, toxic = (classes[name] for name in CLASSES)
     denoiser = attach(lm, config)
-    history = {BASE: train(denoiser, BASE, civil + toxic, held_out, config.base_steps, config.base_rate, config, folder)}
-    for adapter, texts in ((EXPERT, civil), (ANTI_EXPERT, toxic)):
+
+    def alone(rows: list[int], seed: int) -> list[Example]:
+        return examples(denoiser, [texts[i] for i in rows], seed)
+
+    history = {BASE: train(denoiser, BASE, texts, alone, held_out, config.base_steps, config.base_rate, config, folder)}
+    for side, adapter in ((1, EXPERT), (0, ANTI_EXPERT)):
+
+        def paired(rows: list[int], seed: int, side: int = side) -> list[Example]:
+            return paired_examples(denoiser, [pairs[i] for i in rows], side, seed)
+
         denoiser.model.add_adapter(adapter, denoiser.model.peft_config[BASE])
         own = dict(denoiser.model.named_parameters())
         for key, parameter in own.items():
             if f".{adapter}." in key:
                 parameter.data.copy_(own[key.replace(f".{adapter}.", f".{BASE}.")])
-        history[adapter] = train(denoiser, adapter, texts, held_out, config.expert_steps, config.expert_rate, config, folder)
+        first = [toxic for toxic, _ in pairs]  # batches by the length of one side, so that both adapters meet the same pairs
+        history[adapter] = train(denoiser, adapter, first, paired, held_out, config.expert_steps, config.expert_rate, config, folder)
     (folder / "history.json").write_text(json.dumps({"config": asdict(config), "history": history}))
     return denoiser

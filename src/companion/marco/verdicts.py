@@ -57,18 +57,19 @@ class Verdict:
             "bertscore": metrics.mean(self.bertscore, seed),
             "bleu": metrics.mean(self.bleu, seed),
             "perplexity": metrics.ratio(self.nll, self.count, seed, np.exp),
-            "perplexity_ratio": self._against_originals(seed),
+            "perplexity_ratio": self.perplexity_ratio(seed),
             "fluent": metrics.mean(self.fluent, seed),
             "joint": metrics.mean(self.joint, seed),
             "changed": metrics.mean([a != b for a, b in zip(self.texts, original.texts, strict=True)], seed),
         }
 
-    def _against_originals(self, seed: int) -> Estimate:
-        def of(rows: np.ndarray) -> float:
-            own = self.nll[rows].sum() / self.count[rows].sum()
-            return float(np.exp(own - self.base_nll[rows].sum() / self.base_count[rows].sum()))
-
-        return metrics.bootstrap(of, len(self.nll), seed)
+    def perplexity_ratio(self, seed: int = 0) -> Estimate:
+        """Perplexity relative to that of the same sentences' originals. Empty rewrites have none; ``fluent`` counts them."""
+        some = self.count > 0
+        own, count, base, base_count = (values[some] for values in (self.nll, self.count, self.base_nll, self.base_count))
+        if not some.any():
+            return Estimate(np.nan, np.nan, np.nan, 0)
+        return metrics.bootstrap(lambda rows: float(np.exp(own[rows].sum() / count[rows].sum() - base[rows].sum() / base_count[rows].sum())), len(own), seed)
 
 
 @dataclass(frozen=True)
@@ -110,3 +111,9 @@ class Judges:
             }
             verdicts[name] = Verdict(some, **own, **base, bleu=quality.bleu(some, originals))
         return verdicts
+
+
+def pooled(verdicts: Sequence[Verdict]) -> Verdict:
+    """The sentences of several sets as one."""
+    names = [field.name for field in fields(Verdict) if field.name != "texts"]
+    return Verdict([text for v in verdicts for text in v.texts], **{name: np.concatenate([getattr(v, name) for v in verdicts]) for name in names})
