@@ -30,7 +30,7 @@ def denoiser(lively_llama):
 def experts(denoiser, tmp_path, monkeypatch) -> Experts:
     """Random experts and an empty store."""
     monkeypatch.setenv("COMPANION_CACHE", str(tmp_path))
-    return Experts(denoiser, SETTINGS, "random")
+    return Experts(denoiser, SETTINGS, dataclasses.replace(SETTINGS, masking=Masking(0.3)), "random")
 
 
 def stored() -> int:

@@ -28,7 +28,7 @@ def denoiser(request, lively_llama):
 @pytest.fixture
 def experts(denoiser, tmp_path, monkeypatch):
     monkeypatch.setenv("COMPANION_CACHE", str(tmp_path))
-    return adapters.Experts(denoiser, Settings(Masking(0.0), 1.0, 1.0, 1.0), f"test {type(denoiser).__name__}")
+    return adapters.Experts(denoiser, *[Settings(Masking(0.0), 1.0, 1.0, 1.0)] * 2, f"test {type(denoiser).__name__}")
 
 
 def test_noise_masks_every_text_and_belongs_to_it(denoiser):

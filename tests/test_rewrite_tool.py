@@ -45,7 +45,7 @@ def rewriter(tiny_experts):
 def shipped_folder(tiny_experts, tmp_path, monkeypatch):
     """A folder with the tiny adapters and settings, in the place of ``data/adapters``."""
     folder = tmp_path / "adapters"
-    (folder / "settings.json").write_text(json.dumps({"rule": "none", "chosen": CHOSEN}))
+    (folder / "settings.json").write_text(json.dumps({"rule": "none", "chosen": CHOSEN, "cautious": 0.5}))
     plain = adapters.shipped
     monkeypatch.setattr(adapters, "shipped", lambda lm, at=folder: plain(lm, at))
     return folder
@@ -73,11 +73,8 @@ def weights(experts) -> dict[str, torch.Tensor]:
 
 def test_shipped_experts_have_the_chosen_settings(shipped_folder, tiny_experts):
     found = adapters.of(profiles.load("smoke", experts="shipped"))
-    assert (
-        found.settings
-        == Settings(Masking(0.03, divergence=masking.log_odds), alpha_expert=3.0, alpha_anti=1.5, temperature=2.5)
-        == adapters.settings(shipped_folder)
-    )
+    usual, cautious = (Settings(Masking(t, divergence=masking.log_odds), alpha_expert=3.0, alpha_anti=1.5, temperature=2.5) for t in (0.03, 0.5))
+    assert (found.settings, found.cautious) == (usual, cautious) == adapters.settings(shipped_folder)
     assert found.folder == shipped_folder
     source, target = [[70, 71, 72]], [[70]]
     before, after = (next(d.next_logits(ROLES, source, target)) for d in (tiny_experts, found.denoiser))
@@ -190,7 +187,7 @@ def test_texts_come_from_argument_file_or_standard_input(tmp_path, monkeypatch):
 def test_the_tool_uses_the_shipped_experts(shipped_folder, monkeypatch):
     monkeypatch.setattr(models, "EMBEDDED", "tiny-llama")
     rewriter = tool.embedded()
-    assert rewriter.settings == adapters.settings(shipped_folder)
+    assert rewriter.settings == adapters.settings(shipped_folder)[0] and tool.embedded(cautious=True).settings == adapters.settings(shipped_folder)[1]
     assert list(rewriter.denoiser.model.peft_config) == list(ROLES)
 
 

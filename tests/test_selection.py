@@ -71,11 +71,11 @@ BAD = trial(0.9, unchanged=0.1, similarity=0.1, ratio=9.0)
 @pytest.mark.parametrize(
     ("trials", "chosen"),
     [
-        ([GOOD, PERPLEXED, DISSIMILAR, MEDDLING, BETTER, BAD], BETTER),  # all conditions hold: the best of those
-        ([DISSIMILAR, PERPLEXED, MEDDLING, BAD], PERPLEXED),  # fluency is given up first
-        ([MEDDLING, DISSIMILAR, BAD], DISSIMILAR),  # then similarity
-        ([MEDDLING, BAD], BAD),  # harmless sentences last
-        ([trial(0.3, unchanged=selection.UNCHANGED, similarity=selection.SIMILAR, ratio=1.0), BAD], 0),  # the limits themselves will do
+        ([GOOD, PERPLEXED, DISSIMILAR, BETTER, BAD], BETTER),  # both conditions hold: the best of those
+        ([DISSIMILAR, PERPLEXED, BAD], PERPLEXED),  # fluency is given up first
+        ([DISSIMILAR, BAD], BAD),  # then similarity
+        ([MEDDLING, BETTER], MEDDLING),  # harmless sentences are for the cautious threshold
+        ([trial(0.3, similarity=selection.SIMILAR, ratio=1.0), BAD], 0),  # the limits themselves will do
         ([GOOD], GOOD),
     ],
 )
@@ -124,16 +124,14 @@ def test_known_divergences_give_the_rewriters_rewrites(denoiser, dev_rows):
     assert found == [rewrite.text for rewrite in Rewriter(denoiser, settings)(TOXIC["one"])] != TOXIC["one"]
 
 
-def test_a_quantile_is_the_share_of_harmless_sentences_left_alone():
+def test_the_cautious_threshold_leaves_most_harmless_sentences_alone_and_no_lower_one_does():
     generator = np.random.default_rng(0)
     harmless = [str(i) for i in range(96)]
-    divergence = {text: np.append(generator.gamma(1.0, 0.05, 1 + i % 12), np.nan) for i, text in enumerate(harmless)}
+    divergence = {text: np.append(generator.normal(0.2, 0.5, 1 + i % 12), np.nan) for i, text in enumerate(harmless)}
     divergence["0"] = np.array([np.nan, np.nan])  # nothing that may be masked
-    thresholds = Desk(None, None, {}, harmless, divergence).thresholds()
-    assert thresholds == sorted(thresholds) and len(thresholds) == len(selection.QUANTILES)
-    for q, threshold in zip(selection.QUANTILES, thresholds, strict=True):
-        alone = np.mean([not masking.choose(divergence[text], Masking(threshold)) for text in harmless])
-        assert alone == pytest.approx(q, abs=2 / len(harmless))
+    threshold = Desk(None, None, {}, harmless, divergence).cautious()
+    shares = [np.mean([not masking.choose(divergence[text], Masking(t)) for text in harmless]) for t in (threshold, threshold - 1e-6)]
+    assert shares[0] >= selection.UNCHANGED and shares[0] - shares[1] == pytest.approx(1 / len(harmless))
 
 
 def test_settings_that_mask_nothing_change_nothing(denoiser, judges, dev_rows):
@@ -153,7 +151,7 @@ def test_settings_that_mask_nothing_change_nothing(denoiser, judges, dev_rows):
 
 
 def test_the_choice_is_written_and_read_back(denoiser, judges, dev_rows, monkeypatch, tmp_path):
-    monkeypatch.setattr(selection, "QUANTILES", (0.5, 0.9))
+    monkeypatch.setattr(selection, "THRESHOLDS", (0.0, 0.2))
     monkeypatch.setattr(selection, "STRENGTHS", ((2.0, 0.5, 1.3), (3.0, 1.5, 2.5)))
     found = selection.choose(denoiser, judges, tmp_path / "settings.json")
     about = json.loads((tmp_path / "settings.json").read_text())
@@ -162,6 +160,7 @@ def test_the_choice_is_written_and_read_back(denoiser, judges, dev_rows, monkeyp
     assert about["rule"] == selection.RULE and about["dev_rows"] == {"one": 3, "two": 2, "harmless": len(HARMLESS)}
     assert [(t.alpha_expert, t.alpha_anti, t.temperature) for t in trials] == [selection.FIRST] * 2 + list(selection.STRENGTHS)
     assert {t.threshold for t in trials[2:]} == {selection.best(trials[:2]).threshold} == {found.threshold}
-    assert [t.threshold for t in trials[:2]] == Desk.of(denoiser, judges).thresholds()
-    expected = Settings(Masking(found.threshold, divergence=masking.log_odds), found.alpha_expert, found.alpha_anti, found.temperature)
-    assert adapters.settings(tmp_path) == expected
+    assert [t.threshold for t in trials[:2]] == [0.0, 0.2]
+    thresholds = found.threshold, Desk.of(denoiser, judges).cautious()
+    expected = [Settings(Masking(t, divergence=masking.log_odds), found.alpha_expert, found.alpha_anti, found.temperature) for t in thresholds]
+    assert list(adapters.settings(tmp_path)) == expected

@@ -125,7 +125,7 @@ def rewrite(
     from companion.marco import tool
 
     lines = tool.read(text, file)
-    for line in tool.rewritten(tool.embedded(), lines, as_json=as_json):
+    for line in tool.rewritten(tool.embedded(cautious=cautious), lines, as_json=as_json):
         print(line, flush=True)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -35,11 +35,13 @@ SMALL = training.AdapterConfig(rank=2, alpha=4, batch_size=4, base_steps=3, expe
 class Experts(NamedTuple):
     """A denoiser with base, expert and anti-expert, the settings that belong to it, and what identifies its weights.
 
-    ``folder`` holds adapters and ``history.json`` of their training; None for models that were trained elsewhere.
+    ``settings`` are for text that is known to be toxic; ``cautious`` have the higher threshold that leaves
+    most harmless text alone. ``folder`` holds adapters and ``history.json`` of their training; None for models that were trained elsewhere.
     """
 
     denoiser: Denoiser
     settings: Settings
+    cautious: Settings
     fingerprint: str
     folder: Path | None = None
 
@@ -66,11 +68,11 @@ def shipped(lm: LanguageModel, folder: Path = FOLDER) -> Experts:
     """The adapters in a folder, put on a language model, with the settings chosen for them."""
     found = load(lm, folder)
     weights = [artifacts.sha256_file(folder / role / "adapter_model.safetensors") for role in ROLES]
-    return Experts(found, settings(folder), artifacts.key_of({"model": lm.fingerprint, "adapters": weights}), folder)
+    return Experts(found, *settings(folder), artifacts.key_of({"model": lm.fingerprint, "adapters": weights}), folder)
 
 
-def settings(folder: Path = FOLDER) -> Settings:
-    """The settings in ``settings.json``, chosen on dev rows (:mod:`companion.marco.selection`).
+def settings(folder: Path = FOLDER) -> tuple[Settings, Settings]:
+    """The settings in ``settings.json`` and the same with the cautious threshold, chosen on dev rows (:mod:`companion.marco.selection`).
 
     Raises
     ------
@@ -79,8 +81,10 @@ def settings(folder: Path = FOLDER) -> Settings:
     """
     if not (folder / "settings.json").is_file():
         raise CompanionError(f"there is no settings.json in '{folder}': choose threshold and strengths with `companion make settings`.")
-    chosen = json.loads((folder / "settings.json").read_text())["chosen"]
-    return Settings(Masking(chosen.pop("threshold"), divergence=masking.log_odds), **chosen)
+    found = json.loads((folder / "settings.json").read_text())
+    thresholds = found["chosen"].pop("threshold"), found["cautious"]
+    usual, cautious = (Settings(Masking(t, divergence=masking.log_odds), **found["chosen"]) for t in thresholds)
+    return usual, cautious
 
 
 def small(profile: Profile) -> Experts:
@@ -111,7 +115,8 @@ def bart() -> Experts:
     except (OSError, ValueError) as error:
         raise CompanionError(f"the published experts ({', '.join(BART)}) could not be had from the Hub: take a profile with shipped experts.") from error
     commits = [str(getattr(model.config, "_commit_hash", None)) for model in found.values()]
-    return Experts(Seq2SeqDenoiser(found, tokenizer), rewriting.PUBLISHED["microaggressions"], artifacts.key_of({"models": BART, "commits": commits}))
+    cautious = replace(rewriting.PUBLISHED["microaggressions"], masking=Masking(1.0, divergence=masking.log_odds))  # ours; not chosen on data
+    return Experts(Seq2SeqDenoiser(found, tokenizer), rewriting.PUBLISHED["microaggressions"], cautious, artifacts.key_of({"models": BART, "commits": commits}))
 
 
 def load(lm: LanguageModel, folder: Path = FOLDER) -> PrefixDenoiser:

@@ -76,14 +76,16 @@ def methods(experts: Experts, instruct: LanguageModel, ours: Sequence[Rewrite]) 
 
 
 def ablations(experts: Experts, ours: Sequence[Rewrite], seed: int) -> dict[str, list[str]]:
-    """The originals, MaRCo's rewrites, MaRCo without one of its parts, and with as many masks on random words."""
+    """The originals, MaRCo's rewrites, MaRCo without one of its parts, with as many masks on random words, and with the cautious threshold."""
     texts, masked, settings = [r.original for r in ours], [r.masked for r in ours], experts.settings
+    fewer = [masking.choose(r.divergence, experts.cautious.masking) for r in ours]
     return {
         "original": texts,
         "MaRCo": [r.text for r in ours],
         "no anti-expert": filled(experts, texts, masked, replace(settings, alpha_anti=0.0)),
         "expert only": filled(experts, texts, masked, rewriting.alone(settings)),
         "random masks": filled(experts, texts, shuffled(ours, seed), settings),
+        "cautious": filled(experts, texts, fewer, experts.cautious),
     }
 
 

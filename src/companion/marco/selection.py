@@ -24,14 +24,15 @@ from companion.marco.rewriting import Settings
 from companion.marco.verdicts import Judges, Verdict
 from companion.marco.words import Sentence
 
-ROWS, HARMLESS, LONGEST = 32, 64, 24  # sentences of each set, harmless ones, and their words at most
+ROWS, HARMLESS, LONGEST = 32, 64, 20  # sentences of each set, harmless ones, and their words at most
 UNCHANGED, SIMILAR = 0.92, 0.87  # a little above what the evaluation asks for (.90 and .85)
 FIRST = (4.25, 1.5, 2.5)  # expert, anti-expert, temperature: as published for microaggressions
-QUANTILES = (0.8, 0.86, 0.92, 0.96)  # of the highest score in a harmless sentence: candidates for the threshold
-STRENGTHS = ((2.0, 0.5, 1.3), (2.0, 1.0, 2.5), (3.0, 1.5, 2.5), (4.25, 0.5, 2.5), (4.25, 3.0, 2.5))
+THRESHOLDS = (0.25, 0.5, 0.8, 1.2)  # nats
+STRENGTHS = ((2.0, 0.5, 1.3), (3.0, 1.5, 2.5), (4.25, 3.0, 2.5))
 RULE = (
-    f"Among the settings that leave at least {UNCHANGED:.0%} of harmless dev sentences unchanged, keep a mean similarity of at least {SIMILAR} and a perplexity "
-    "not above the originals', take the highest joint score (mean of the three sets). If none does all, drop the conditions from the last to the first."
+    f"Among the settings that keep a mean similarity of at least {SIMILAR} and a perplexity not above the originals' on toxic dev sentences, take the highest "
+    "joint score (mean of the three sets). If none does both, drop the second condition, then the first. The cautious threshold, for text of any kind, is the "
+    f"lowest that masks no word in {UNCHANGED:.0%} of harmless dev sentences."
 )
 
 
@@ -70,10 +71,10 @@ class Desk:
         scores = masking.divergences(denoiser, [words.split(denoiser, text) for text in texts], masking.log_odds)
         return cls(denoiser, judges, sets, harmless, dict(zip(texts, scores, strict=True)))
 
-    def thresholds(self) -> list[float]:
-        """Candidates: quantiles of the highest score in a harmless sentence."""
+    def cautious(self) -> float:
+        """The lowest threshold that masks nothing in ``UNCHANGED`` of the harmless sentences."""
         highest = [np.nanmax(self.divergence[text], initial=0.0) for text in self.harmless]
-        return [round(float(q), 4) for q in np.quantile(highest, QUANTILES)]
+        return float(np.nextafter(np.quantile(highest, UNCHANGED, method="higher"), np.inf))
 
     def try_out(self, candidates: Sequence[Settings]) -> list[Trial]:
         """Rewrite the dev rows with each of some settings and score all rewrites together."""
@@ -104,7 +105,7 @@ class Desk:
 
 def best(trials: Sequence[Trial]) -> Trial:
     """The trial that ``RULE`` chooses."""
-    conditions = [lambda t: t.unchanged >= UNCHANGED, lambda t: t.similarity >= SIMILAR, lambda t: t.perplexity_ratio <= 1]
+    conditions = [lambda t: t.similarity >= SIMILAR, lambda t: t.perplexity_ratio <= 1]
     for n in range(len(conditions), -1, -1):
         kept = [trial for trial in trials if all(condition(trial) for condition in conditions[:n])]
         if kept:
@@ -116,13 +117,13 @@ def choose(denoiser: Denoiser, judges: Judges, target: Path) -> Trial:
     """Search and write ``target``: the rule, what was chosen, and every trial."""
     desk = Desk.of(denoiser, judges)
     first = Settings(_absolute(0.0), *FIRST)
-    trials = desk.try_out([replace(first, masking=_absolute(t)) for t in desk.thresholds()])
+    trials = desk.try_out([replace(first, masking=_absolute(t)) for t in THRESHOLDS])
     masks = _absolute(best(trials).threshold)
     trials += desk.try_out([Settings(masks, *strengths) for strengths in STRENGTHS])
     found = best(trials)
     chosen = {name: getattr(found, name) for name in ("threshold", "alpha_expert", "alpha_anti", "temperature")}
     rows = {name: len(texts) for name, texts in desk.sets.items()} | {"harmless": len(desk.harmless)}
-    about = {"rule": RULE, "dev_rows": rows, "chosen": chosen, "trials": [asdict(trial) for trial in trials]}
+    about = {"rule": RULE, "dev_rows": rows, "chosen": chosen, "cautious": desk.cautious(), "trials": [asdict(trial) for trial in trials]}
     target.write_text(json.dumps(about, indent=1) + "\n")
     return found
 

@@ -47,10 +47,10 @@ def read(text: str | None, file: Path | None) -> list[str]:
     return lines
 
 
-def embedded() -> Rewriter:
-    """The rewriter of the shipped adapters with the settings chosen for them."""
+def embedded(*, cautious: bool = False) -> Rewriter:
+    """The rewriter of the shipped adapters with the settings chosen for them: for toxic text, or for text of any kind."""
     experts = adapters.shipped(models.load(models.EMBEDDED))
-    return Rewriter(experts.denoiser, experts.settings)
+    return Rewriter(experts.denoiser, experts.cautious if cautious else experts.settings)
 
 
 def rewritten(rewriter: Rewriter, lines: list[str], *, as_json: bool) -> Iterator[str]:
