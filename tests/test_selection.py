@@ -119,7 +119,7 @@ def test_only_short_dev_rows_lie_on_the_desk(denoiser, dev_rows, monkeypatch):
 def test_known_divergences_give_the_rewriters_rewrites(denoiser, dev_rows):
     desk = Desk.of(denoiser, judges=None)
     highest = sorted(float(np.nanmax(scores, initial=0)) for scores in desk.divergence.values())
-    settings = Settings(Masking(float(np.mean(highest[4:6]))), alpha_expert=2.0, alpha_anti=0.5, temperature=1.3)
+    settings = Settings(Masking(float(np.mean(highest[4:6])), divergence=masking.log_odds), alpha_expert=2.0, alpha_anti=0.5, temperature=1.3)
     found = desk.rewrite(TOXIC["one"], settings)
     assert found == [rewrite.text for rewrite in Rewriter(denoiser, settings)(TOXIC["one"])] != TOXIC["one"]
 

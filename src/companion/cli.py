@@ -120,6 +120,7 @@ def rewrite(
     text: Annotated[str | None, typer.Argument(help="text to rewrite; - or nothing: one text per line from standard input")] = None,
     file: Annotated[Path | None, typer.Option("--file", "-f", help="a UTF-8 file, one text per line")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="one JSON object per text: words, divergences, masks, toxicity before and after")] = False,
+    cautious: Annotated[bool, typer.Option("--cautious", help="mask only what is most likely toxic: for text of any kind, most of it harmless")] = False,
 ) -> None:
     """Rewrite toxic text with MaRCo: as many lines come out as go in, in order."""
     from companion.marco import tool

@@ -146,7 +146,9 @@ def update_readme(embedded: Path, public: Path) -> None:
     _figure(found[0], paths.project() / "pages" / "images" / "results.png")
 
     def cells(name: str, spec: str) -> str:
-        return " | ".join(f"{r[name]['value']:{spec}} [{r[name]['low']:{spec}}, {r[name]['high']:{spec}}], {r[name]['n']:,}" for r in found)
+        return " | ".join(
+            f"{r[name]['value']:{spec}} [{r[name]['low']:{spec}}, {r[name]['high']:{spec}}], {r[name]['n']:,}" if name in r else "not run yet" for r in found
+        )
 
     lines = ["| result | embedded: value [95 % interval], n | public data: value [95 % interval], n | published |", "|---|---|---|---|"]
     lines += [f"| {what} | {cells(name, spec)} | {published} |" for name, what, spec, published in README_ROWS]

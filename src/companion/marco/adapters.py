@@ -101,9 +101,8 @@ def small(profile: Profile) -> Experts:
 
     inputs = {"model": lm.fingerprint, "texts": artifacts.key_of(classes), "config": asdict(SMALL)}
     folder = artifacts.artifact("experts", inputs, build, code=(corpus, denoiser, training, words))
-    return Experts(
-        load(lm, folder), Settings(Masking(0.0, divergence=masking.log_odds), alpha_expert=2.0, alpha_anti=0.5, temperature=1.0), folder.name, folder
-    )
+    usual, cautious = (Settings(Masking(t, divergence=masking.log_odds), alpha_expert=2.0, alpha_anti=0.5, temperature=1.0) for t in (0.0, 0.1))
+    return Experts(load(lm, folder), usual, cautious, folder.name, folder)
 
 
 def bart() -> Experts:

@@ -40,7 +40,7 @@ class Blank:
     """What the three models say at the first position of a blank.
 
     ``original`` are the words that stood there. ``following`` is the token after the blank: chosen here,
-    it leaves the blank empty. ``allowed`` tells which tokens may stand here (:meth:`Script.restrict`).
+    it leaves the blank empty. ``allowed`` tells which tokens may stand here (:meth:`companion.marco.rewriting.Script.restrict`).
     """
 
     original: str
@@ -75,6 +75,7 @@ def walk(denoiser: Denoiser, sentence: Sentence, masked: Sequence[int], settings
     """
     source = sentence.masked(masked, denoiser.mask_id)
     script, (originals, parts), blanks = Script(source, sentence, denoiser, anchored=True), _cut(sentence, masked), []
+    total = script.rest.count(script.mask)
     decoding, ids = denoiser.begin(ROLES, [sentence.ids, source, source]), None  # the base alone reads the original
     while not script.done:
         logits = decoding.step(ids).float().cpu()
@@ -82,7 +83,7 @@ def walk(denoiser: Denoiser, sentence: Sentence, masked: Sequence[int], settings
         if settings.repetition_penalty != 1.0:
             scores = rewriting.penalised(scores, torch.tensor([script.written or [-1]]), settings.repetition_penalty)
         script.restrict(scores[0])
-        if script.rest[0] == script.mask and script.room == script.full:  # nothing is written in this blank yet
+        if script.rest[0] == script.mask and len(blanks) == total - script.rest.count(script.mask):  # nothing is written in this blank yet
             blanks.append(Blank(originals[len(blanks)], logits, scores[0] > -torch.inf, script.rest[1]))
         ids = torch.tensor([script.take(int(scores[0].argmax()))]).expand(len(ROLES))
     return Blanked(parts, blanks, denoiser.decode(script.written))
