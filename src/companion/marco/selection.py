@@ -1,4 +1,4 @@
-"""Choose threshold (on the log odds of words) and strengths of the shipped adapters on dev rows, by a rule fixed before looking.
+"""Choose threshold (on the log odds of words) and strengths of the shipped adapters on dev rows, by a written rule.
 
 The threshold comes first, at the published strengths for microaggressions; the strengths follow at
 that threshold. No evaluation row is read.
