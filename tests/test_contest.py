@@ -12,7 +12,7 @@ from test_marco import adapters as random_adapters
 from companion import paths, profiles
 from companion.marco import baselines, contest, masking, rewriting, verdicts
 from companion.marco.adapters import Experts
-from companion.marco.denoiser import EXPERT
+from companion.marco.denoiser import BASE, EXPERT
 from companion.marco.masking import Masking
 from companion.marco.rewriting import Rewriter, Settings
 from companion.marco.verdicts import Judges, Verdict
@@ -107,7 +107,8 @@ def test_each_method_answers_each_text(experts, tiny_llama):
     found = contest.methods(experts, tiny_llama, ours)
     assert {len(some) for some in found.values()} == {len(TEXTS)} and next(iter(found)) == "original"
     assert found["original"] == TEXTS and found["MaRCo"] == [r.text for r in ours]
-    assert found["refill"] == baselines.refill(experts.denoiser, TEXTS, [r.masked for r in ours], SETTINGS)
+    sentences = [r.sentence for r in ours]
+    assert found["refill"] == rewriting.fill(experts.denoiser, sentences, [r.masked for r in ours], rewriting.alone(SETTINGS), cast=(BASE,) * 3)
     assert found["delete"][1] == "You (really) are, you tree!"
     assert found["ask"] == baselines.ask(tiny_llama, TEXTS)
     for i, rewrite in enumerate(ours):

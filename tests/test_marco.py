@@ -19,8 +19,9 @@ from companion import tiny as tiny_models
 from companion.errors import CompanionError
 from companion.generation import Sampling
 from companion.marco import baselines, corpus, documents, masking, quality, rewriting, training, words
-from companion.marco.denoiser import ANTI_EXPERT, BASE, EXPERT, ROLES, PrefixDenoiser, Seq2SeqDenoiser, trie
+from companion.marco.denoiser import ANTI_EXPERT, BASE, EXPERT, ROLES, PrefixDenoiser, Seq2SeqDenoiser
 from companion.marco.masking import Masking
+from companion.marco.packing import trie
 from companion.marco.rewriting import Rewriter, Settings
 
 TEXTS = ["I am so fed up.", "You (really) are, you know!", "ok", "well-known don't f*** 😀 @you #tag https://a.b/c", "so it goes, and so it went"]
@@ -95,11 +96,13 @@ def test_packed_and_batched_scores_equal_one_at_a_time(denoiser):
             assert torch.allclose(found[r, i], expected, atol=1e-4 * float(expected.abs().max()))
 
 
-def test_writing_with_a_cache_equals_scoring_the_whole_target(denoiser):
+@pytest.mark.parametrize("begun", [(0, 0, 0, 0, 0, 0), (3, 0, 2, 0, 5, 2)])
+def test_writing_with_a_cache_equals_scoring_the_whole_target(denoiser, begun):
     sources = [denoiser.encode(text).ids for text in TEXTS[:3]] * 2
     roles = [EXPERT] * 3 + [BASE] * 3
-    decoding = denoiser.begin(roles, sources)
-    targets = [[] for _ in sources]
+    targets = [source[:k] for source, k in zip(sources, begun, strict=True)]
+    decoding = denoiser.begin(roles, sources, targets)
+    targets = [list(target) for target in targets]
     ids = None
     for _ in range(5):
         logits = decoding.step(ids)
@@ -109,6 +112,17 @@ def test_writing_with_a_cache_equals_scoring_the_whole_target(denoiser):
         ids = logits[:, 40:120].argmax(-1) + 40
         for target, token in zip(targets, ids.tolist(), strict=True):
             target.append(token)
+
+
+def test_surprise_is_the_sum_of_each_next_token(denoiser):
+    sources = [denoiser.encode(text).ids for text in TEXTS]
+    targets = [[*source[:4], 66] for source in reversed(sources)]
+    found = denoiser.surprise((ANTI_EXPERT, BASE), sources, targets).detach()
+    for i, (source, target) in enumerate(zip(sources, targets, strict=True)):
+        for r, role in enumerate((ANTI_EXPERT, BASE)):
+            whole = [*target, denoiser.end_id]
+            expected = -sum(by_hand(denoiser, role, source, whole[:k]).log_softmax(-1)[token] for k, token in enumerate(whole))
+            assert found[i, r].item() == pytest.approx(expected.item(), rel=1e-4)
 
 
 def test_the_roles_differ_and_the_base_model_is_as_it_was(lively_llama):
@@ -168,8 +182,15 @@ def test_divergence_of_each_word_is_that_of_its_blank(denoiser):
                 continue
             logits = [by_hand(denoiser, role, sentence.masked([j], denoiser.mask_id), sentence.ids[: word.tokens.start]) for role in (EXPERT, ANTI_EXPERT)]
             assert scores[j] == pytest.approx(masking.jensen_shannon(*logits).item(), abs=1e-4)
-            expert, anti = (log.log_softmax(-1)[sentence.ids[word.tokens.start]].item() for log in logits)  # the word that stands there
-            assert own[j] == pytest.approx(anti - expert, abs=1e-3)
+            spelled = [0.0, 0.0]  # the word that stands there, token by token
+            for t in word.tokens:
+                for r, role in enumerate((EXPERT, ANTI_EXPERT)):
+                    given = by_hand(denoiser, role, sentence.masked([j], denoiser.mask_id), sentence.ids[:t])
+                    spelled[r] += given.log_softmax(-1)[sentence.ids[t]].item()
+            assert own[j] == pytest.approx(spelled[1] - spelled[0], abs=1e-3)
+    both = masking.scores(denoiser, sentences, (masking.jensen_shannon, masking.log_odds))
+    for one, same in ((found, both[masking.jensen_shannon]), (odds, both[masking.log_odds])):
+        assert all(np.allclose(a, b, atol=1e-5, equal_nan=True) for a, b in zip(one, same, strict=True))
 
 
 def test_choice_of_words():
@@ -283,7 +304,7 @@ def test_pairs_get_the_same_noise():
 def test_both_experts_meet_the_same_sources_where_a_pair_is_masked(lively_llama):
     denoiser = adapters(lively_llama)
     rows = [("you are a fool now", "you are a friend now"), ("ok then", "ok then")] * 30
-    toxic, civil = (training.paired_examples(denoiser, rows, side, 5) for side in (0, 1))
+    toxic, civil = (training.paired_examples(denoiser, rows, side, 5, corpus.USUAL) for side in (0, 1))
     assert [e.target for e in toxic] == [denoiser.encode(a).ids for a, _ in rows] and [e.target for e in civil] == [denoiser.encode(b).ids for _, b in rows]
     assert all(a == b for a, b in zip(toxic[1::2], civil[1::2], strict=True))  # the same text twice: the same example
     alike = [a.source == b.source for a, b in zip(toxic[::2], civil[::2], strict=True)]
@@ -345,14 +366,14 @@ def test_baselines_answer_each_text(denoiser, tiny_llama):
     sentences = [words.split(denoiser, text) for text in texts]
     masked = [baselines.toxic_words(s) for s in sentences]
     assert masked == [[1], [], [0]]
-    filled = baselines.refill(denoiser, texts, masked, SETTINGS)
+    filled = rewriting.fill(denoiser, sentences, masked, rewriting.alone(SETTINGS), cast=(BASE,) * 3)
     assert filled[1] == texts[1] and filled[0].startswith("you") and filled[0].endswith("tree")
 
 
 def test_refilling_is_the_base_model_on_the_masked_text(denoiser):
     sentence = words.split(denoiser, "so it goes")
     free = dataclasses.replace(SETTINGS, anchored=False)
-    found = baselines.refill(denoiser, [sentence.text], [[1]], free)[0]
+    [found] = rewriting.fill(denoiser, [sentence], [[1]], rewriting.alone(free), cast=(BASE,) * 3)
     source, written = sentence.masked([1], denoiser.mask_id), []
     while len(written) < 2 * len(sentence.ids) + rewriting.ROOM:
         scores = by_hand(denoiser, BASE, source, written)

@@ -57,13 +57,13 @@ def dev_rows(monkeypatch):
 # --- the rule ----------------------------------------------------------------------------------------
 
 
-def trial(joint: float, *, unchanged: float = 0.95, similarity: float = 0.9, ratio: float = 0.9, threshold: float = 0.1) -> Trial:
-    return Trial(threshold, 3.0, 1.5, 2.5, unchanged, {"one": 0.5}, similarity, ratio, joint)
+def trial(drop: float, *, unchanged: float = 0.95, similarity: float = 0.9, ratio: float = 0.9, threshold: float = 0.1) -> Trial:
+    return Trial(threshold, 3.0, 1.5, 2.5, unchanged, {"one": drop, "two": drop / 2}, similarity, ratio, 0.5)
 
 
 GOOD, BETTER = trial(0.4), trial(0.5)
 PERPLEXED = trial(0.6, ratio=1.01)
-DISSIMILAR = trial(0.7, similarity=0.86)
+DISSIMILAR = trial(0.7, similarity=0.85)
 MEDDLING = trial(0.8, unchanged=0.91)
 BAD = trial(0.9, unchanged=0.1, similarity=0.1, ratio=9.0)
 

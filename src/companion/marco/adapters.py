@@ -1,7 +1,7 @@
 """Experts by profile: the shipped adapters, small ones trained on the spot, or the published BART models.
 
 ``data/adapters`` holds one PEFT folder per role and the settings chosen for them;
-``companion train-experts`` remakes them from the public data in some 40 minutes on 2 cores.
+``companion train-experts`` remakes them from the public data in some 50 minutes on 2 cores.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 from companion import artifacts, data, models, paths
 from companion.errors import CompanionError
-from companion.marco import corpus, denoiser, masking, rewriting, training, words
+from companion.marco import contrast, corpus, denoiser, masking, rewriting, training, words
 from companion.marco.denoiser import BASE, ROLES, Denoiser, PrefixDenoiser, Seq2SeqDenoiser
 from companion.marco.masking import Masking
 from companion.marco.rewriting import Settings
@@ -29,7 +29,7 @@ from companion.profiles import Profile
 
 FOLDER = paths.DATA / "adapters"
 BART = ("facebook/bart-base", "hallisky/bart-base-nontoxic-expert", "hallisky/bart-base-toxic-antiexpert")  # by role
-SMALL = training.AdapterConfig(rank=2, alpha=4, batch_size=4, base_steps=3, expert_steps=2, warmup=1)  # for tests of the chapters
+SMALL = training.AdapterConfig(rank=2, alpha=4, batch_size=4, base_steps=3, expert_steps=2, contrast_steps=2, warmup=1)  # for tests of the chapters
 
 
 class Experts(NamedTuple):
@@ -92,15 +92,15 @@ def small(profile: Profile) -> Experts:
     comments = data.comments(profile, "train")
     classes = {name: comments.text[comments.label == label].tolist() for label, name in enumerate(training.CLASSES)}
     civil, toxic = classes.values()
-    pairs = list(zip(toxic, civil, strict=False))
+    rows = contrast.Corpus(toxic, civil, list(zip(toxic, civil, strict=False)), corpus.telling(toxic, civil))
     lm = models.load(profile.model)
 
     def build(folder: Path) -> None:
-        made = training.train_all(models.load(profile.model), civil + toxic, pairs, {name: some[:4] for name, some in classes.items()}, SMALL, folder)
+        made = contrast.train_all(models.load(profile.model), civil + toxic, rows, {name: some[:4] for name, some in classes.items()}, SMALL, folder)
         save(made, folder)
 
     inputs = {"model": lm.fingerprint, "texts": artifacts.key_of(classes), "config": asdict(SMALL)}
-    folder = artifacts.artifact("experts", inputs, build, code=(corpus, denoiser, training, words))
+    folder = artifacts.artifact("experts", inputs, build, code=(contrast, corpus, denoiser, training, words))
     usual, cautious = (Settings(Masking(t, divergence=masking.log_odds), alpha_expert=2.0, alpha_anti=0.5, temperature=1.0) for t in (0.0, 0.1))
     return Experts(load(lm, folder), usual, cautious, folder.name, folder)
 
@@ -156,12 +156,12 @@ def make(lm: LanguageModel, folder: Path = FOLDER, config: training.AdapterConfi
     config = config or training.AdapterConfig()
 
     def build(work: Path) -> None:
-        save(training.train_experts(lm, config, work), work)
+        save(contrast.train_experts(lm, config, work), work)
         for state in work.glob("*.training.safetensors"):
             state.unlink()
 
     inputs = {"model": lm.fingerprint, "config": asdict(config)}
-    made = artifacts.artifact("experts", inputs, build, code=(corpus, denoiser, training, words))
+    made = artifacts.artifact("experts", inputs, build, code=(contrast, corpus, denoiser, training, words))
     for role in ROLES:
         shutil.copytree(made / role, folder / role, dirs_exist_ok=True)
     shutil.copy(made / "history.json", folder / "history.json")

@@ -1,4 +1,4 @@
-"""What a user would otherwise do: delete bad words, refill without experts, ask a chat model.
+"""What a user would otherwise do: delete bad words, ask a chat model. (Refilling without experts: :mod:`companion.marco.contest`.)
 
 Each takes texts and returns texts, in order. CondBERT and ParaGeDi, the paper's baselines, need
 weights that cannot be had offline; their published numbers stand beside ours.
@@ -14,9 +14,8 @@ import torch
 
 from companion import generation
 from companion.generation import Sampling
-from companion.marco import rewriting, words
-from companion.marco.denoiser import BASE, Denoiser
-from companion.marco.rewriting import Settings
+from companion.marco import words
+from companion.marco.denoiser import Denoiser
 from companion.models import LanguageModel
 from companion.toxicity.lexical import LexicalScorer
 
@@ -44,12 +43,6 @@ def delete(denoiser: Denoiser, texts: Sequence[str]) -> list[str]:
             text = text[: word.start] + text[word.end :]
         found.append(re.sub(r"\s+", " ", text).strip())
     return found
-
-
-def refill(denoiser: Denoiser, texts: Sequence[str], masked: Sequence[Sequence[int]], settings: Settings) -> list[str]:
-    """Fill given blanks with the base model alone, which reads the masked text: masking without experts."""
-    sentences = [words.split(denoiser, text) for text in texts]
-    return rewriting.fill(denoiser, sentences, masked, rewriting.alone(settings), cast=(BASE, BASE, BASE))
 
 
 def ask(lm: LanguageModel, texts: Sequence[str], *, new_tokens: int = 64, sampling: Sampling | None = None) -> list[str]:

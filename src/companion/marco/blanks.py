@@ -76,7 +76,7 @@ def walk(denoiser: Denoiser, sentence: Sentence, masked: Sequence[int], settings
     source = sentence.masked(masked, denoiser.mask_id)
     script, (originals, parts), blanks = Script(source, sentence, denoiser, anchored=True), _cut(sentence, masked), []
     total = script.rest.count(script.mask)
-    decoding, ids = denoiser.begin(ROLES, [sentence.ids, source, source]), None  # the base alone reads the original
+    decoding, ids = denoiser.begin(ROLES, [sentence.ids, source, source], [list(script.written)] * len(ROLES)), None  # the base alone reads the original
     while not script.done:
         logits = decoding.step(ids).float().cpu()
         scores = rewriting.product(logits[:, None], settings.strengths)

@@ -9,7 +9,10 @@ both the same, so that no chance difference of two trainings stands between them
 from __future__ import annotations
 
 import difflib
+import math
 import random
+import re
+from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -19,11 +22,12 @@ from companion import neardup, public
 
 MASKED_SHARE = 0.3  # of the words, as in BART (Lewis et al., 2020)
 SPAN = 3.0  # mean words of a span (Poisson)
-INTACT_SHARE = 0.2  # of the inputs, so that the denoiser learns to leave alone what has no blank
+INTACT_SHARE = 0.4  # of the inputs, so that the denoiser learns to leave alone what has no blank
 MAX_WORDS, MAX_CHARACTERS = 45, 300
 SHARED = 0.5  # of the words of a pair, at least
-DIFFERING_SHARE = 0.5  # of the places where a pair differs that are masked whatever the noise does: they carry the lesson
+DIFFERING_SHARE = 0.5  # of the places where a pair, or two classes, differ that are masked whatever the noise does: they carry the lesson
 ANCHORS = 3  # pairs for each harmless sentence that both experts restore alike
+TELLING = 2.0  # standard errors from which a word counts as more frequent in one class
 
 
 def balanced(split: str, seed: int = 0) -> pd.DataFrame:
@@ -89,15 +93,27 @@ class Noise(NamedTuple):
         return found
 
 
-def drawn(n: int, noise: random.Random) -> Noise:
-    """Text infilling of ``n`` words: spans, Poisson(3) long, give way to one mask each until 30 % are gone.
+class Level(NamedTuple):
+    """How much noise: bounds of the share of words that are masked (drawn anew for each text), and the share of texts left intact."""
+
+    low: float
+    high: float
+    intact: float
+
+
+USUAL = Level(MASKED_SHARE, MASKED_SHARE, INTACT_SHARE)
+VARIED = Level(0.0, 0.4, 0.0)  # from a word or two, as in scoring, to so many that the context says little about the class
+
+
+def drawn(n: int, noise: random.Random, level: Level = USUAL) -> Noise:
+    """Text infilling of ``n`` words: spans, Poisson(3) long, give way to one mask each until 30 % (or as ``level`` says) are gone.
 
     A span of length 0 puts a mask between two words. Source: Lewis et al. (2020), section 2.2; MaRCo, appendix A.
     """
     gone, starts = [False] * n, set()
-    if noise.random() < INTACT_SHARE:
+    if noise.random() < level.intact:
         return Noise(gone, starts)
-    budget = max(1, round(MASKED_SHARE * n))
+    budget = max(1, round(noise.uniform(level.low, level.high) * n))
     while budget > 0:
         length = min(_poisson(noise), budget)
         start = noise.randrange(n - length + 1)
@@ -110,12 +126,23 @@ def drawn(n: int, noise: random.Random) -> Noise:
     return Noise(gone, starts)
 
 
-def infilled(words: Sequence[Sequence[int]], mask: int, noise: random.Random) -> list[int]:
-    """A text, given as the token ids of each word, under fresh noise (:func:`drawn`)."""
-    return drawn(len(words), noise).on(words, mask)
+def infilled(words: Sequence[Sequence[int]], mask: int, noise: random.Random, level: Level = USUAL, differing: Sequence[int] = ()) -> list[int]:
+    """A text, given as the token ids of each word, under fresh noise (:func:`drawn`); of the words at ``differing`` half go besides."""
+    return _without(drawn(len(words), noise, level), differing, noise).on(words, mask)
 
 
-def infilled_pair(first: Sequence[Sequence[int]], second: Sequence[Sequence[int]], mask: int, noise: random.Random) -> tuple[list[int], list[int]]:
+def _without(plan: Noise, differing: Sequence[int], noise: random.Random) -> Noise:
+    """The same noise with a mask on about ``DIFFERING_SHARE`` of some words that it leaves."""
+    for i in differing:
+        if noise.random() < DIFFERING_SHARE and not plan.gone[i]:
+            plan.gone[i] = True
+            plan.starts.add(i)
+    return plan
+
+
+def infilled_pair(
+    first: Sequence[Sequence[int]], second: Sequence[Sequence[int]], mask: int, noise: random.Random, level: Level = USUAL
+) -> tuple[list[int], list[int]]:
     """Two versions of a sentence under the same noise: shared words go together, and so does what stands in each other's place."""
     steps = difflib.SequenceMatcher(None, [tuple(w) for w in first], [tuple(w) for w in second], autojunk=False).get_opcodes()
     units: list[tuple[list[int], list[int]]] = []
@@ -126,12 +153,24 @@ def infilled_pair(first: Sequence[Sequence[int]], second: Sequence[Sequence[int]
         else:
             differing.append(len(units))
             units.append(([t for word in first[a:b] for t in word], [t for word in second[c:d] for t in word]))
-    plan = drawn(len(units), noise)
-    for i in differing:
-        if noise.random() < DIFFERING_SHARE and not plan.gone[i]:
-            plan.gone[i] = True
-            plan.starts.add(i)
+    plan = _without(drawn(len(units), noise, level), differing, noise)
     return plan.on([u[0] for u in units], mask), plan.on([u[1] for u in units], mask)
+
+
+def telling(toxic: Sequence[str], non_toxic: Sequence[str]) -> frozenset[str]:
+    """Words (lower case) that are more frequent in the texts of one class: log odds of at least ``TELLING`` standard errors.
+
+    With the counts of both classes together as an informative prior, so that rare words must be much more frequent. Source: Monroe et al. (2008), section 3.3.
+    """
+    counts = [Counter(word for text in some for word in set(re.findall(r"\w+(?:['’]\w+)*", text.lower()))) for some in (toxic, non_toxic)]
+    prior, found = counts[0] + counts[1], set()
+    totals = [sum(count.values()) + sum(prior.values()) / 10 for count in counts]
+    for word, p in prior.items():
+        a, b = (count[word] + p / 10 for count in counts)  # a tenth of the prior: a weak one
+        odds = math.log(a / (totals[0] - a)) - math.log(b / (totals[1] - b))
+        if abs(odds) >= TELLING * math.sqrt(1 / a + 1 / b):
+            found.add(word)
+    return frozenset(found)
 
 
 def _poisson(noise: random.Random) -> int:

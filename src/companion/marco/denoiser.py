@@ -15,15 +15,16 @@ import torch
 from jaxtyping import Bool, Float, Int
 from peft import PeftModel
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 from transformers import DynamicCache, EncoderDecoderCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from companion import tokens
 from companion.errors import CompanionError
+from companion.marco import packing
 
 BASE, EXPERT, ANTI_EXPERT = ROLES = ("base", "expert", "anti_expert")
 MASK, SEPARATOR = "<empty_output>", "<file_sep>"  # special tokens of SmolLM2 that plain text never gives
 ROWS = 64  # rows of a padded batch
-PACK = 512  # tokens of a packed row: enough to keep the cores busy, few enough for attention to stay cheap
 
 
 class Encoded(NamedTuple):
@@ -37,7 +38,7 @@ class Decoding(Protocol):
     """A batch of targets being written, one token each at a time."""
 
     def step(self, ids: Int[Tensor, "rows"] | None) -> Float[Tensor, "rows vocab"]:
-        """Append a token to each target (None: nothing yet) and return the logits of the next."""
+        """Append a token to each target (None: nothing, the first time) and return the logits of the next."""
         ...
 
 
@@ -60,39 +61,13 @@ class Denoiser(Protocol):
         """Logits of the token after each target, given its source, for each role; some rows at a time, in order."""
         ...
 
-    def begin(self, roles: Sequence[str], sources: Sequence[list[int]]) -> Decoding:
-        """Start writing one target per source, each with the model of its role."""
+    def surprise(self, roles: Sequence[str], sources: Sequence[list[int]], targets: Sequence[list[int]]) -> Float[Tensor, "rows role"]:
+        """Cross-entropy of each target (its end included) given its source, summed over tokens, in nats; all rows in one batch."""
         ...
 
-
-class Trie(NamedTuple):
-    """Sequences packed into one row so that a common beginning stands there once."""
-
-    ids: list[int]
-    depth: list[int]
-    ancestors: Bool[Tensor, "node node"]  # each node and those before it in its sequence
-    ends: list[int]  # last node of each sequence
-
-
-def trie(sequences: Sequence[Sequence[int]]) -> Trie:
-    """Pack sequences into a trie: a node attends to its ancestors only."""
-    child: dict[tuple[int, int], int] = {}
-    ids, depth, parent, ends = [], [], [], []
-    for sequence in sequences:
-        node = -1
-        for i, token in enumerate(sequence):
-            if (node, token) not in child:
-                child[node, token] = len(ids)
-                ids.append(token)
-                depth.append(i)
-                parent.append(node)
-            node = child[node, token]
-        ends.append(node)
-    ancestors = torch.eye(len(ids), dtype=torch.bool)
-    for node, above in enumerate(parent):
-        if above >= 0:
-            ancestors[node] |= ancestors[above]
-    return Trie(ids, depth, ancestors, ends)
+    def begin(self, roles: Sequence[str], sources: Sequence[list[int]], targets: Sequence[list[int]]) -> Decoding:
+        """Start writing one target per source, each with the model of its role and after what ``targets`` says already."""
+        ...
 
 
 class PrefixDenoiser:
@@ -124,14 +99,14 @@ class PrefixDenoiser:
 
     @torch.inference_mode()
     def next_logits(self, roles: Sequence[str], sources: Sequence[list[int]], targets: Sequence[list[int]]) -> Iterator[Float[Tensor, "role rows vocab"]]:
-        for chosen in packs(sources, targets):
+        for chosen in packing.packs(sources, targets):
             yield self._packed(roles, [sources[i] for i in chosen], [targets[i] for i in chosen])
 
     def _packed(self, roles: Sequence[str], sources: list[list[int]], targets: list[list[int]]) -> Float[Tensor, "role rows vocab"]:
         """One packed row: the frozen model reads all sources once, the adapters read on from there."""
         rows = [[*self.opened(source), self.separator_id, *target] for source, target in zip(sources, targets, strict=True)]
-        packed = trie(rows)
-        read = _reading(packed, self.separator_id)
+        packed = packing.trie(rows)
+        read = packing.reading(packed, self.separator_id)
         order = torch.cat([read.nonzero()[:, 0], (~read).nonzero()[:, 0]])  # what is read stands before what is written
         place = torch.empty_like(order)
         place[order] = torch.arange(len(order))
@@ -151,8 +126,30 @@ class PrefixDenoiser:
             adapter_names=list(roles),
         ).logits
 
-    def begin(self, roles: Sequence[str], sources: Sequence[list[int]]) -> Decoding:
-        return _PrefixDecoding(self, roles, sources)
+    def surprise(self, roles: Sequence[str], sources: Sequence[list[int]], targets: Sequence[list[int]]) -> Float[Tensor, "rows role"]:
+        """As in :class:`Denoiser`, with gradients to the adapters of ``roles``: the loss of their training."""
+        device, n = self.model.device, len(roles)
+        source = tokens.pad([self.opened(s) for s in sources], "right")
+        target = tokens.pad([[self.separator_id, *t, self.end_id] for t in targets], "right")
+        source_mask, target_mask = source.mask.long().to(device), target.mask[:, :-1].long().to(device)
+        with torch.no_grad():
+            cache = self._read(source.ids.to(device), source_mask, source.positions.to(device))
+        cache.batch_repeat_interleave(n)
+        self.model.base_model.set_adapter(list(roles))  # reading has switched their gradients off
+        ids, mask, positions = (
+            values.repeat_interleave(n, dim=0)
+            for values in (
+                target.ids.to(device),
+                torch.cat([source_mask, target_mask], dim=1),
+                source_mask.sum(-1, keepdim=True) + target.positions[:, :-1].to(device),
+            )
+        )
+        written = {"input_ids": ids[:, :-1], "attention_mask": mask, "position_ids": positions, "past_key_values": cache}
+        logits = self.model(**written, adapter_names=list(roles) * len(sources)).logits
+        return _summed(logits, ids[:, 1:], target.mask[:, 1:].to(device).repeat_interleave(n, dim=0)).view(len(sources), n)
+
+    def begin(self, roles: Sequence[str], sources: Sequence[list[int]], targets: Sequence[list[int]]) -> Decoding:
+        return _PrefixDecoding(self, roles, sources, targets)
 
     def _read(self, ids: Int[Tensor, "rows pos"], mask: Tensor, positions: Int[Tensor, "rows pos"]) -> DynamicCache:
         """What the frozen model, without adapters, keeps of the sources."""
@@ -162,36 +159,18 @@ class PrefixDenoiser:
         return cache
 
 
-def _reading(packed: Trie, separator: int) -> Bool[Tensor, "node"]:
-    """Which nodes stand before the separator of their sequence."""
-    separators = torch.tensor(packed.ids) == separator
-    return ~(packed.ancestors & separators).any(-1)
-
-
-def packs(sources: Sequence[Sequence[int]], targets: Sequence[Sequence[int]]) -> list[list[int]]:
-    """Consecutive rows in groups of at most about ``PACK`` tokens, common beginnings not counted twice."""
-    found, size = [], PACK
-    for i, (source, target) in enumerate(zip(sources, targets, strict=True)):
-        shared = _common(source, sources[i - 1]) if i else 0
-        added = len(source) - shared + len(target) + 1
-        if size + added > PACK:
-            found.append([])
-            size, added = 0, added + shared
-        found[-1].append(i)
-        size += added
-    return found
-
-
-def _common(a: Sequence[int], b: Sequence[int]) -> int:
-    n = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
-    return n
+def _summed(logits: Float[Tensor, "rows pos vocab"], ids: Int[Tensor, "rows pos"], real: Bool[Tensor, "rows pos"]) -> Float[Tensor, "rows"]:
+    """Cross-entropy of the real tokens of each row, summed in fp32."""
+    each = torch.zeros(real.shape, device=logits.device)
+    each[real] = cross_entropy(logits[real].float(), ids[real], reduction="none")
+    return each.sum(-1)
 
 
 class _PrefixDecoding:
     """Targets of a :class:`PrefixDenoiser` with a key-value cache; equal sources are read once."""
 
     @torch.inference_mode()
-    def __init__(self, denoiser: PrefixDenoiser, roles: Sequence[str], sources: Sequence[list[int]]) -> None:
+    def __init__(self, denoiser: PrefixDenoiser, roles: Sequence[str], sources: Sequence[list[int]], targets: Sequence[list[int]]) -> None:
         self.denoiser, self.roles = denoiser, list(roles)
         unique = {tuple(source): i for i, source in enumerate(dict.fromkeys(map(tuple, sources)))}
         batch = tokens.pad([denoiser.opened(source) for source in unique], "left")
@@ -199,22 +178,27 @@ class _PrefixDecoding:
         self.cache = denoiser._read(batch.ids.to(device), batch.mask.long().to(device), batch.positions.to(device))
         row = torch.tensor([unique[tuple(source)] for source in sources])
         self.cache.batch_select_indices(row.to(device))
+        self.begun = tokens.pad([[denoiser.separator_id, *target] for target in targets], "left")
         self.attention = batch.mask[row].long().to(device)
         self.position = batch.mask[row].sum(-1, keepdim=True).to(device)
 
     @torch.inference_mode()
     def step(self, ids: Int[Tensor, "rows"] | None) -> Float[Tensor, "rows vocab"]:
+        device = self.position.device
         if ids is None:
-            ids = torch.full((len(self.roles),), self.denoiser.separator_id, device=self.position.device)
-        self.attention = torch.cat([self.attention, torch.ones_like(self.position)], dim=1)
+            given, mask, positions = (values.to(device) for values in (self.begun.ids, self.begun.mask.long(), self.begun.positions))
+        else:
+            given, mask, positions = ids[:, None].to(device), torch.ones_like(self.position), torch.zeros_like(self.position)
+        self.attention = torch.cat([self.attention, mask], dim=1)
         logits = self.denoiser.model(
-            input_ids=ids[:, None].to(self.position.device),
+            input_ids=given,
             attention_mask=self.attention,
-            position_ids=self.position,
+            position_ids=self.position + positions,
             past_key_values=self.cache,
+            logits_to_keep=1,
             adapter_names=self.roles,
         ).logits[:, -1]
-        self.position = self.position + 1
+        self.position = self.position + mask.sum(-1, keepdim=True)
         return logits
 
 
@@ -245,8 +229,21 @@ class Seq2SeqDenoiser:
         given = {"input_ids": source.ids, "attention_mask": source.mask.long(), "decoder_input_ids": target.ids}
         return model(**{name: value.to(model.device) for name, value in given.items()}, use_cache=False).logits
 
-    def begin(self, roles: Sequence[str], sources: Sequence[list[int]]) -> Decoding:
-        return _Seq2SeqDecoding(self, roles, [self._closed(source) for source in sources])
+    @torch.inference_mode()
+    def surprise(self, roles: Sequence[str], sources: Sequence[list[int]], targets: Sequence[list[int]]) -> Float[Tensor, "rows role"]:
+        source = tokens.pad([self._closed(s) for s in sources], "right")
+        target = tokens.pad([[*self._begun, *t, self.end_id] for t in targets], "right")
+        real = target.mask[:, 1:].clone()
+        real[:, : len(self._begun) - 1] = False  # what every target starts with is given
+        shorter = tokens.Batch(target.ids[:, :-1], target.mask[:, :-1])
+        found = []
+        for role in roles:
+            logits = self._teacher_forced(self.models[role], source, shorter)
+            found.append(_summed(logits, target.ids[:, 1:].to(logits.device), real.to(logits.device)))
+        return torch.stack(found, dim=1)
+
+    def begin(self, roles: Sequence[str], sources: Sequence[list[int]], targets: Sequence[list[int]]) -> Decoding:
+        return _Seq2SeqDecoding(self, roles, [self._closed(source) for source in sources], targets)
 
     @property
     def _begun(self) -> list[int]:
@@ -258,15 +255,19 @@ class Seq2SeqDenoiser:
 
 
 class _Seq2SeqDecoding:
-    """Targets of a :class:`Seq2SeqDenoiser`; the rows of a role are written by its model, with a key-value cache."""
+    """Targets of a :class:`Seq2SeqDenoiser` with key-value caches.
+
+    The rows of a role that begin equally long are written together: positions of the decoder count from its cache, which knows no padding.
+    """
 
     @torch.inference_mode()
-    def __init__(self, denoiser: Seq2SeqDenoiser, roles: Sequence[str], sources: Sequence[list[int]]) -> None:
-        self.n, self.begun = len(roles), denoiser._begun
+    def __init__(self, denoiser: Seq2SeqDenoiser, roles: Sequence[str], sources: Sequence[list[int]], targets: Sequence[list[int]]) -> None:
+        self.begun = [[*denoiser._begun, *target] for target in targets]
         self.parts = []
-        for role in dict.fromkeys(roles):
-            rows = torch.tensor([i for i, r in enumerate(roles) if r == role])
-            model = denoiser.models[role]
+        kinds = [(role, len(target)) for role, target in zip(roles, targets, strict=True)]
+        for kind in dict.fromkeys(kinds):
+            rows = torch.tensor([i for i, other in enumerate(kinds) if other == kind])
+            model = denoiser.models[kind[0]]
             batch = tokens.pad([sources[i] for i in rows], "right")
             mask = batch.mask.long().to(model.device)
             states = model.get_encoder()(input_ids=batch.ids.to(model.device), attention_mask=mask)
@@ -275,10 +276,9 @@ class _Seq2SeqDecoding:
 
     @torch.inference_mode()
     def step(self, ids: Int[Tensor, "rows"] | None) -> Float[Tensor, "rows vocab"]:
-        given = torch.tensor(self.begun).expand(self.n, -1) if ids is None else ids.cpu()[:, None]
-        found = None
+        found: dict[int, Tensor] = {}
         for rows, model, state in self.parts:
-            logits = model(decoder_input_ids=given[rows].to(model.device), use_cache=True, **state).logits[:, -1]
-            found = logits.new_empty(self.n, logits.shape[-1]) if found is None else found
-            found[rows] = logits
-        return found
+            given = torch.tensor([self.begun[i] for i in rows.tolist()]) if ids is None else ids.cpu()[rows, None]
+            logits = model(decoder_input_ids=given.to(model.device), use_cache=True, **state).logits[:, -1]
+            found |= dict(zip(rows.tolist(), logits, strict=True))
+        return torch.stack([found[i] for i in range(len(found))])

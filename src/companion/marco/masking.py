@@ -3,7 +3,7 @@
 For every word the two read the sentence with that word blanked, write it up to the blank, and say
 what comes next. The divergence of the two distributions is the word's score: Hallinan et al.
 (2023), section 2.1. A divergence does not look at the word that stands there; :func:`log_odds`, ours,
-does. ``companion.marco.denoiser`` scores all words of many sentences in one go.
+does, token by token to the word's end. ``companion.marco.denoiser`` scores all words of many sentences in one go.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Divergence(Protocol):
     """A score of what expert and anti-expert expect at a word, given as logits, row by row."""
 
     def __call__(self, a: Float[Tensor, "*rows vocab"], b: Float[Tensor, "*rows vocab"], word: Int[Tensor, "*rows"]) -> Float[Tensor, "*rows"]:
-        """Return the score of each pair of rows, in nats; ``word`` is the first token of the word that stands there."""
+        """Return the score of each pair of rows, in nats; ``word`` is the token that stands there."""
         ...
 
 
@@ -43,7 +43,9 @@ def half_jeffreys(a: Float[Tensor, "*rows vocab"], b: Float[Tensor, "*rows vocab
 
 
 def log_odds(a: Float[Tensor, "*rows vocab"], b: Float[Tensor, "*rows vocab"], word: Int[Tensor, "*rows"]) -> Float[Tensor, "*rows"]:
-    """How much likelier the anti-expert finds the word that stands there than the expert does: log b(word) − log a(word), in nats, of either sign.
+    """How much likelier the anti-expert finds the token that stands there than the expert does: log b(word) − log a(word), in nats, of either sign.
+
+    Over the tokens of a word they add up to the log odds of the word (:func:`scores`).
 
     Ours. An anti-expert has seen toxic sentences only, so it expects an insult in any blank of a sentence
     that has none yet: the two distributions differ at harmless words as well, and their divergence with them.
@@ -76,33 +78,51 @@ class Masking:
     published_index: bool = False
 
 
-def divergences(denoiser: Denoiser, sentences: Sequence[Sentence], measure: Divergence = jensen_shannon) -> list[Float[np.ndarray, "words"]]:
-    """Score of every word by what expert and anti-expert expect there; NaN where a word is not to be masked."""
-    sources, targets, where, first = [], [], [], []
-    for i, sentence in enumerate(sentences):
-        for j, word in enumerate(sentence.words):
-            if word.maskable:
-                sources.append(sentence.masked([j], denoiser.mask_id))
-                targets.append(sentence.ids[: word.tokens.start])
-                where.append((i, j))
-                first.append(sentence.ids[word.tokens.start])
-    found = [np.full(len(sentence.words), np.nan) for sentence in sentences]
+Scores = dict[Divergence, list[Float[np.ndarray, "words"]]]
+
+
+def scores(denoiser: Denoiser, sentences: Sequence[Sentence], measures: Sequence[Divergence]) -> Scores:
+    """Several scores of every word from one pass; NaN where a word is not to be masked.
+
+    Log odds are those of the whole word, given what stands before each of its tokens. A divergence is taken where the word
+    begins, as published: after that it would depend on tokens that the experts may not have chosen.
+    """
+    rows = [
+        (i, j, t)
+        for i, sentence in enumerate(sentences)
+        for j, word in enumerate(sentence.words)
+        if word.maskable
+        for t in (word.tokens if log_odds in measures else word.tokens[:1])
+    ]
+    sources = [sentences[i].masked([j], denoiser.mask_id) for i, j, _ in rows]
+    targets = [sentences[i].ids[:t] for i, _, t in rows]
+    found: Scores = {measure: [np.full(len(sentence.words), np.nan) for sentence in sentences] for measure in measures}
     done = 0
     for expert, anti in denoiser.next_logits((EXPERT, ANTI_EXPERT), sources, targets):
-        some = slice(done, done := done + len(expert))
-        for (i, j), value in zip(where[some], measure(expert, anti, torch.tensor(first[some], device=expert.device)).tolist(), strict=True):
-            found[i][j] = value
+        some = rows[done : (done := done + len(expert))]
+        standing = torch.tensor([sentences[i].ids[t] for i, _, t in some], device=expert.device)
+        for measure in measures:
+            for (i, j, t), value in zip(some, measure(expert, anti, standing).tolist(), strict=True):
+                if t == sentences[i].words[j].tokens.start:
+                    found[measure][i][j] = value
+                elif measure is log_odds:
+                    found[measure][i][j] += value
     return found
 
 
-def choose(scores: Float[np.ndarray, "words"], masking: Masking) -> list[int]:
+def divergences(denoiser: Denoiser, sentences: Sequence[Sentence], measure: Divergence = jensen_shannon) -> list[Float[np.ndarray, "words"]]:
+    """One score of every word (:func:`scores`)."""
+    return scores(denoiser, sentences, (measure,))[measure]
+
+
+def choose(values: Float[np.ndarray, "words"], masking: Masking) -> list[int]:
     """Indices of the words to mask."""
-    kept = np.flatnonzero(~np.isnan(scores))
+    kept = np.flatnonzero(~np.isnan(values))
     if len(kept) == 0:
         return []
-    values = scores[kept] / scores[kept].mean() if masking.relative else scores[kept]
-    chosen = np.flatnonzero(values >= masking.threshold)
+    compared = values[kept] / values[kept].mean() if masking.relative else values[kept]
+    chosen = np.flatnonzero(compared >= masking.threshold)
     if masking.published_index:
-        dropped = np.flatnonzero(np.isnan(scores))
-        return sorted({min(int(j + (dropped <= j).sum()), len(scores) - 1) for j in chosen})
+        dropped = np.flatnonzero(np.isnan(values))
+        return sorted({min(int(j + (dropped <= j).sum()), len(values) - 1) for j in chosen})
     return kept[chosen].tolist()

@@ -20,8 +20,8 @@ import pandas as pd
 import torch
 from jaxtyping import Float
 
-from companion import artifacts, data, metrics, models, tokens
-from companion.marco import adapters, corpus, denoiser, masking, rewriting, training, words
+from companion import artifacts, data, metrics, models
+from companion.marco import adapters, corpus, denoiser, masking, packing, rewriting, training, words
 from companion.marco.adapters import Experts
 from companion.marco.denoiser import ANTI_EXPERT, BASE, EXPERT, ROLES, Denoiser, PrefixDenoiser
 from companion.marco.rewriting import Script
@@ -34,7 +34,7 @@ NAMES = {BASE: "base", EXPERT: "expert", ANTI_EXPERT: "anti-expert"}  # in table
 BLANK = -1  # stands for a mask among token positions
 TOGETHER = 96  # targets written together, over all roles: more would fill memory with keys and values
 SHUFFLES = 2000
-CODE = (denoiser, masking, rewriting, corpus, training, words)
+CODE = (denoiser, packing, masking, rewriting, corpus, training, words)
 
 
 # --- training ----------------------------------------------------------------------------------------
@@ -122,15 +122,9 @@ def readable(model: Denoiser, source: Sequence[int]) -> str:
 def losses(model: Denoiser, sources: Sequence[list[int]], targets: Sequence[list[int]], roles: Sequence[str] = ROLES) -> Float[np.ndarray, "role texts"]:
     """Cross-entropy per token of each target (its end included) given its source, as each role would write it, in nats."""
     found = np.zeros((len(roles), len(targets)))
-    for rows in _by_length(targets, TOGETHER // len(roles)):
-        target = tokens.pad([[*targets[i], model.end_id] for i in rows], "right")
-        decoding = model.begin([role for role in roles for _ in rows], [sources[i] for i in rows] * len(roles))
-        total, given = torch.zeros(len(roles), len(rows), dtype=torch.float64), None
-        for step in range(target.ids.shape[1]):
-            surprise = -decoding.step(given).float().log_softmax(-1)
-            given = target.ids[:, step].repeat(len(roles)).to(surprise.device)
-            total += surprise.gather(-1, given[:, None]).view(len(roles), -1).cpu() * target.mask[:, step]
-        found[:, rows] = (total / target.mask.sum(-1)).numpy()
+    for rows in _by_length(targets, TOGETHER // (4 * len(roles))):  # logits of whole targets: a few at a time
+        sums = model.surprise(roles, [sources[i] for i in rows], [targets[i] for i in rows])
+        found[:, rows] = sums.T.cpu().numpy() / np.array([len(targets[i]) + 1 for i in rows])
     return found
 
 
@@ -140,7 +134,7 @@ def write(model: Denoiser, sources: Sequence[list[int]], sentences: Sequence[Sen
     found: list[list[int]] = [[] for _ in sources]
     for rows in _by_length(sources, TOGETHER):
         scripts, ids = [Script(sources[i], sentences[i], model, anchored) for i in rows], None
-        decoding = model.begin([role] * len(rows), [sources[i] for i in rows])
+        decoding = model.begin([role] * len(rows), [sources[i] for i in rows], [list(script.written) for script in scripts])
         while not all(script.done for script in scripts):
             scores = decoding.step(ids).float()
             for script, row in zip(scripts, scores, strict=True):

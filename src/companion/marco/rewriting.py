@@ -116,7 +116,7 @@ def fill(
 
     ``cast`` says which model plays base (it alone reads the original), expert and anti-expert.
     """
-    todo = sorted((i for i, c in enumerate(chosen) if c), key=lambda i: len(sentences[i].ids))
+    todo = sorted((i for i, c in enumerate(chosen) if c), key=lambda i: _steps(sentences[i], chosen[i], settings))
     texts = [sentence.text for sentence in sentences]
     for start in range(0, len(todo), BATCH):
         rows = todo[start : start + BATCH]
@@ -124,6 +124,12 @@ def fill(
         for i, row in zip(rows, ids, strict=True):
             texts[i] = denoiser.decode(row)
     return texts
+
+
+def _steps(sentence: Sentence, chosen: Sequence[int], settings: Settings) -> tuple[int, int]:
+    """About how many tokens are written one by one, and the length: sentences that need equally many go together."""
+    whole = len(sentence.ids)
+    return (sentence.words[max(chosen)].tokens.stop - sentence.words[min(chosen)].tokens.start if settings.anchored else whole), whole
 
 
 def _write(
@@ -142,10 +148,12 @@ def _write(
     read = ([s.ids for s in sentences], sources, sources)
     asked = [(role, strength, given) for role, strength, given in zip(cast, settings.strengths, read, strict=True) if strength]
     strengths = [strength for _, strength, _ in asked]
-    decoding = denoiser.begin([role for role, _, _ in asked for _ in range(n)], [source for _, _, given in asked for source in given])
+    begun = [list(script.written) for script in scripts]
+    decoding = denoiser.begin([role for role, _, _ in asked for _ in range(n)], [source for _, _, given in asked for source in given], begun * len(asked))
     noise = _noise(rows, limit, sampling)
     ids = None
-    seen = torch.full((n, limit), -1)
+    width = max(map(len, begun))
+    seen = torch.tensor([[-1] * (width - len(row)) + row + [-1] * limit for row in begun])
     for step in range(limit):
         scores = product(decoding.step(None if ids is None else ids.repeat(len(asked))).float().view(len(asked), n, -1).cpu(), strengths)
         if settings.repetition_penalty != 1.0:
@@ -154,7 +162,7 @@ def _write(
             script.restrict(scores[i])
         picked = scores.argmax(-1) if sampling is None else draw(scores, sampling, noise[:, step])
         ids = torch.tensor([script.take(token) for script, token in zip(scripts, picked.tolist(), strict=True)])
-        seen[:, step] = ids
+        seen[:, width + step] = ids
         if all(script.done for script in scripts):
             break
     return [script.written for script in scripts]
@@ -168,16 +176,18 @@ def _noise(rows: Sequence[int], limit: int, sampling: Sampling | None) -> Float[
 
 
 class Script:
-    """What one target must say: its fixed tokens and its blanks; or nothing (free writing)."""
+    """What one target must say: its fixed tokens and its blanks; or nothing (free writing). What stands before the first blank is written from the start."""
 
     def __init__(self, source: list[int], sentence: Sentence, denoiser: Denoiser, anchored: bool) -> None:
         self.mask, self.end = denoiser.mask_id, denoiser.end_id
         self.rest = [t for k, t in enumerate(source) if t != self.mask or source[k - 1 : k] != [self.mask]] + [self.end]  # blanks side by side are one
-        self.anchored, self.done, self.written = anchored, False, []
+        self.anchored, self.done = anchored, False
         self.banned = [i for i in denoiser.marks if i != self.end]
         self.left = len(sentence.ids) - len(source) + source.count(self.mask)  # tokens that were taken out and not written again
         self.room = self.left + ROOM  # of this blank
         self.limit = len(source) + self.left + ROOM * self.rest.count(self.mask) + 1 if anchored else 2 * len(sentence.ids) + ROOM
+        first = self.rest.index(self.mask) if anchored and self.mask in self.rest else 0
+        self.written, self.rest = self.rest[:first], self.rest[first:]
 
     def restrict(self, scores: Float[Tensor, "vocab"]) -> None:
         """Leave only what may come next (in place): never a mark, an end only where the text ends."""

@@ -25,14 +25,14 @@ from companion.marco.verdicts import Judges, Verdict
 from companion.marco.words import Sentence
 
 ROWS, HARMLESS, LONGEST = 32, 64, 20  # sentences of each set, harmless ones, and their words at most
-UNCHANGED, SIMILAR = 0.92, 0.87  # a little above what the evaluation asks for (.90 and .85)
+UNCHANGED, SIMILAR = 0.92, 0.86  # a little above what the evaluation asks for (.90 and .85)
 FIRST = (4.25, 1.5, 2.5)  # expert, anti-expert, temperature: as published for microaggressions
-THRESHOLDS = (0.25, 0.5, 0.8, 1.2)  # nats
-STRENGTHS = ((2.0, 0.5, 1.3), (3.0, 1.5, 2.5), (4.25, 3.0, 2.5))
+THRESHOLDS = (0.8, 1.0, 1.3)  # nats
+STRENGTHS = ((2.0, 1.5, 2.5), (3.0, 3.0, 2.5), (4.25, 3.0, 2.5))
 RULE = (
-    f"Among the settings that keep a mean similarity of at least {SIMILAR} and a perplexity not above the originals' on toxic dev sentences, take the highest "
-    "joint score (mean of the three sets). If none does both, drop the second condition, then the first. The cautious threshold, for text of any kind, is the "
-    f"lowest that masks no word in {UNCHANGED:.0%} of harmless dev sentences."
+    f"Among the settings that keep a mean similarity of at least {SIMILAR} and a perplexity not above the originals' on toxic dev sentences, take the one that "
+    "lowers toxicity most (relative drop, mean of the three sets). If none does both, drop the second condition, then the first. The cautious threshold, for "
+    f"text of any kind, is the lowest that masks no word in {UNCHANGED:.0%} of harmless dev sentences."
 )
 
 
@@ -44,7 +44,7 @@ class Trial:
     alpha_expert: float
     alpha_anti: float
     temperature: float
-    unchanged: float  # share of harmless sentences
+    unchanged: float  # share of harmless sentences in which nothing is masked
     drop: dict[str, float]  # of mean toxicity, relative, by set
     similarity: float
     perplexity_ratio: float
@@ -78,18 +78,17 @@ class Desk:
 
     def try_out(self, candidates: Sequence[Settings]) -> list[Trial]:
         """Rewrite the dev rows with each of some settings and score all rewrites together."""
-        harmless = [self.rewrite(self.harmless, settings) for settings in tqdm(candidates, desc="harmless sentences")]
         found = {}
         for name, texts in self.sets.items():
             rewrites = [self.rewrite(texts, settings) for settings in tqdm(candidates, desc=name)]
             found[name] = self.judges({"original": texts, **{str(i): some for i, some in enumerate(rewrites)}})
-        return [self._trial(settings, harmless[i], found, str(i)) for i, settings in enumerate(candidates)]
+        return [self._trial(settings, found, str(i)) for i, settings in enumerate(candidates)]
 
-    def _trial(self, settings: Settings, harmless: list[str], found: dict[str, dict[str, Verdict]], which: str) -> Trial:
+    def _trial(self, settings: Settings, found: dict[str, dict[str, Verdict]], which: str) -> Trial:
         ours = verdicts.pooled([by[which] for by in found.values()])
         return Trial(
             *(settings.masking.threshold, settings.alpha_expert, settings.alpha_anti, settings.temperature),
-            unchanged=float(np.mean([a == b for a, b in zip(harmless, self.harmless, strict=True)])),
+            unchanged=float(np.mean([not masking.choose(self.divergence[text], settings.masking) for text in self.harmless])),
             drop={name: 1 - float(by[which].toxicity.mean() / by["original"].toxicity.mean()) for name, by in found.items()},
             similarity=float(ours.similarity.mean()),
             perplexity_ratio=ours.perplexity_ratio().value,
@@ -109,7 +108,7 @@ def best(trials: Sequence[Trial]) -> Trial:
     for n in range(len(conditions), -1, -1):
         kept = [trial for trial in trials if all(condition(trial) for condition in conditions[:n])]
         if kept:
-            return max(kept, key=lambda trial: trial.joint)
+            return max(kept, key=lambda trial: np.mean(list(trial.drop.values())))
     raise ValueError("there is no trial to choose from")
 
 
