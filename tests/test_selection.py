@@ -90,14 +90,25 @@ def test_nothing_to_choose_from():
 
 
 SCORES = st.floats(0, 1).map(lambda x: round(x, 2))
-TRIALS = st.builds(lambda j, u, s, r: trial(j, unchanged=u, similarity=s, ratio=2 * r), SCORES, SCORES, SCORES, SCORES)
+TRIALS = st.builds(lambda d, j, s, r: dataclasses.replace(trial(d, similarity=s, ratio=2 * r), joint=j), SCORES, SCORES, SCORES, SCORES)
 
 
-@given(st.lists(TRIALS, min_size=1, max_size=5), st.lists(TRIALS, max_size=5))
-def test_the_second_round_keeps_the_threshold_of_the_first(first, second):
-    """What all trials together choose is the winner of the first round, or one of the second, at that winner's threshold."""
-    winner = selection.best(first)
-    assert selection.best([*first, *second]) in [winner, *second]
+@given(st.lists(TRIALS, min_size=1, max_size=8))
+def test_no_trial_that_meets_as_many_conditions_is_better_in_both(trials):
+    def tier(t):
+        return (t.similarity >= selection.SIMILAR) * (1 + (t.perplexity_ratio <= 1))
+
+    found = selection.best(trials)
+    assert tier(found) == max(map(tier, trials))
+    rivals = [t for t in trials if tier(t) == tier(found)]
+    assert not any(t.mean_drop > found.mean_drop and t.joint > found.joint for t in rivals)
+    assert found.mean_drop >= max(t.mean_drop for t in rivals) - selection.CLOSE
+
+
+def test_a_near_tie_goes_to_the_higher_joint_score():
+    more, better = trial(0.500), dataclasses.replace(trial(0.499), joint=0.6)
+    assert selection.best([more, better]) == better
+    assert selection.best([more, dataclasses.replace(better, drop={"one": 0.3})]) == more
 
 
 # --- the desk ----------------------------------------------------------------------------------------

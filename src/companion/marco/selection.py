@@ -26,13 +26,15 @@ from companion.marco.words import Sentence
 
 ROWS, HARMLESS, LONGEST = 32, 64, 20  # sentences of each set, harmless ones, and their words at most
 UNCHANGED, SIMILAR = 0.92, 0.86  # a little above what the evaluation asks for (.90 and .85)
+CLOSE = 0.02  # drops this close are not told apart by so few sentences
 FIRST = (4.25, 1.5, 2.5)  # expert, anti-expert, temperature: as published for microaggressions
 THRESHOLDS = (0.8, 1.0, 1.3)  # nats
 STRENGTHS = ((2.0, 1.5, 2.5), (3.0, 3.0, 2.5), (4.25, 3.0, 2.5))
 RULE = (
-    f"Among the settings that keep a mean similarity of at least {SIMILAR} and a perplexity not above the originals' on toxic dev sentences, take the one that "
-    "lowers toxicity most (relative drop, mean of the three sets). If none does both, drop the second condition, then the first. The cautious threshold, for "
-    f"text of any kind, is the lowest that masks no word in {UNCHANGED:.0%} of harmless dev sentences."
+    f"Among the settings that keep a mean similarity of at least {SIMILAR} and a perplexity not above the originals' on toxic dev sentences, take those that "
+    f"lower toxicity most (relative drop, mean of the three sets; less than {CLOSE:.0%} of the originals' toxicity apart is chance), and of those the one with the "
+    "highest joint score. If none does both, drop the second condition, then the first. The cautious threshold, for text of any kind, is the lowest that masks "
+    f"no word in {UNCHANGED:.0%} of harmless dev sentences."
 )
 
 
@@ -49,6 +51,11 @@ class Trial:
     similarity: float
     perplexity_ratio: float
     joint: float
+
+    @property
+    def mean_drop(self) -> float:
+        """Mean of the sets' relative drops."""
+        return float(np.mean(list(self.drop.values())))
 
 
 @dataclass(frozen=True)
@@ -108,7 +115,8 @@ def best(trials: Sequence[Trial]) -> Trial:
     for n in range(len(conditions), -1, -1):
         kept = [trial for trial in trials if all(condition(trial) for condition in conditions[:n])]
         if kept:
-            return max(kept, key=lambda trial: np.mean(list(trial.drop.values())))
+            most = max(trial.mean_drop for trial in kept)
+            return max((trial for trial in kept if trial.mean_drop >= most - CLOSE), key=lambda trial: trial.joint)
     raise ValueError("there is no trial to choose from")
 
 
