@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from companion import cli, models, profiles
 from companion.errors import CompanionError
-from companion.marco import adapters, masking, rewriting, tool, training
+from companion.marco import adapters, contrast, masking, rewriting, tool, training
 from companion.marco.denoiser import ANTI_EXPERT, BASE, EXPERT, ROLES
 from companion.marco.masking import Masking
 from companion.marco.rewriting import Rewriter, Settings
@@ -98,7 +98,7 @@ def test_small_experts_are_the_same_wherever_they_are_trained(tmp_path, monkeypa
     for name in ("one", "two"):
         monkeypatch.setenv("COMPANION_CACHE", str(tmp_path / name))
         found.append(adapters.of(profile))
-    monkeypatch.setattr(training, "train_all", None)  # the second time they come from the store
+    monkeypatch.setattr(contrast, "train_all", None)  # the second time they come from the store
     found.append(adapters.small(profile))
     for other in found[1:]:
         assert other.fingerprint == found[0].fingerprint and other.settings == found[0].settings
