@@ -119,7 +119,7 @@ def test_parts_keep_order_and_size():
 
 def test_experts_learn_to_tell_apart_and_resume_to_the_same_bits(denoiser, tmp_path, monkeypatch):
     fresh = {name: p.detach().clone() for name, p in denoiser.model.named_parameters()}
-    before = contrast._held_out(denoiser, [[Labelled(e, k) for e in training.examples(denoiser, HELD[n], 0)] for k, n in enumerate(training.CLASSES)], CONFIG)
+    before = contrast._held_out(denoiser, [[Labelled(e, k) for e in training.examples(denoiser, HELD[n], 0)] for k, n in enumerate(training.CLASSES)])
     plain, calls = contrast.likelihoods, []
 
     def run(name):

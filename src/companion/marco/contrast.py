@@ -9,7 +9,6 @@ loss asks for what masking and refilling live on: that the log odds have the rig
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -20,7 +19,6 @@ from jaxtyping import Float
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
-from tqdm import tqdm
 
 from companion.marco import corpus, training
 from companion.marco.denoiser import ANTI_EXPERT, BASE, EXPERT, PrefixDenoiser
@@ -83,33 +81,21 @@ def train(denoiser: PrefixDenoiser, rows: Corpus, held_out: dict[str, Sequence[s
     """Train both experts in place; returns a history for each, as :func:`companion.marco.training.train` does.
 
     A row's ``loss`` is the mean loss per token of texts of the own class, ``told_apart`` the AUC of the log
-    odds on the held-out texts, under noise that masks telling words besides. AdamW, linear warm-up, linear decay to 0; resumable.
+    odds on the held-out texts, under noise that masks telling words besides.
     """
-    denoiser.model.base_model.set_adapter(list(EXPERTS))
     parameters = {name: p for name, p in denoiser.model.named_parameters() if any(f".{role}." in name for role in EXPERTS)}
-    optimizer = torch.optim.AdamW(parameters.values(), lr=config.contrast_rate, weight_decay=0.0)
-    checkpoint = training.Checkpoint(folder / "experts.training.safetensors", parameters, optimizer)
-    history = checkpoint.load()
     task = [
         [Labelled(e, label) for e in training.examples(denoiser, held_out[name], config.seed, telling=rows.telling)]
         for label, name in enumerate(training.CLASSES)
     ]
-    schedule = list(enumerate(batches(rows, config)))[len(history) :]
-    for step, chosen in (bar := tqdm(schedule, desc="experts", initial=len(history), total=config.contrast_steps)):
-        started = time.perf_counter()
-        training.set_rate(optimizer, config.contrast_rate, step, config.contrast_steps, config.warmup)
-        row = _step(denoiser, corrupted(denoiser, rows, chosen, 1_000_003 * config.seed + 3 * step), config)
-        torch.nn.utils.clip_grad_norm_(list(parameters.values()), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        history.append({"step": step, **row, "seconds": round(time.perf_counter() - started, 2)})
-        last = step + 1 == config.contrast_steps
-        if (step + 1) % 50 == 0 or last:
-            history[-1] |= _held_out(denoiser, task, config)
-            tqdm.write(f"experts: {history[-1]}")
-        if (step + 1) % 25 == 0 or last:
-            checkpoint.save(history)
-        bar.set_postfix(wrong=f"{row['classifier']:.3f}")
+
+    def gradients(step: int, chosen: tuple[list[int], list[int], list[int]]) -> dict[str, float]:
+        return _step(denoiser, corrupted(denoiser, rows, chosen, 1_000_003 * config.seed + 3 * step), config)
+
+    def measured() -> dict[str, float]:
+        return _held_out(denoiser, task)
+
+    history = training.loop("experts", batches(rows, config), gradients, measured, parameters, config.contrast_rate, config.warmup, folder)
     return {role: [_of(row, role) for row in history] for role in EXPERTS}
 
 
@@ -130,7 +116,7 @@ def _step(denoiser: PrefixDenoiser, batch: list[Labelled], config: AdapterConfig
 
 
 @torch.no_grad()
-def _held_out(denoiser: PrefixDenoiser, task: list[list[Labelled]], config: AdapterConfig) -> dict:
+def _held_out(denoiser: PrefixDenoiser, task: list[list[Labelled]]) -> dict:
     """Loss per token of each expert on each class, and how well their log odds tell the classes apart."""
     found, odds, labels = {}, [], []
     for name, some in zip(training.CLASSES, task, strict=True):
@@ -146,7 +132,7 @@ def _of(row: dict, role: str) -> dict:
     """One expert's part of a row of the common history; the time is shared between the two."""
     found = {"step": row["step"], "loss": row[role], "seconds": round(row["seconds"] / 2, 2)}
     measured = {name: row[f"{role} {name}"] for name in training.CLASSES if f"{role} {name}" in row}
-    return found | measured | {key: row[key] for key in ("told_apart",) if key in row}
+    return found | measured | ({"told_apart": row["told_apart"]} if measured else {})
 
 
 def train_experts(lm: LanguageModel, config: AdapterConfig, folder: Path) -> PrefixDenoiser:

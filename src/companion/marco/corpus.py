@@ -128,10 +128,10 @@ def drawn(n: int, noise: random.Random, level: Level = USUAL) -> Noise:
 
 def infilled(words: Sequence[Sequence[int]], mask: int, noise: random.Random, level: Level = USUAL, differing: Sequence[int] = ()) -> list[int]:
     """A text, given as the token ids of each word, under fresh noise (:func:`drawn`); of the words at ``differing`` half go besides."""
-    return _without(drawn(len(words), noise, level), differing, noise).on(words, mask)
+    return _hiding(drawn(len(words), noise, level), differing, noise).on(words, mask)
 
 
-def _without(plan: Noise, differing: Sequence[int], noise: random.Random) -> Noise:
+def _hiding(plan: Noise, differing: Sequence[int], noise: random.Random) -> Noise:
     """The same noise with a mask on about ``DIFFERING_SHARE`` of some words that it leaves."""
     for i in differing:
         if noise.random() < DIFFERING_SHARE and not plan.gone[i]:
@@ -153,7 +153,7 @@ def infilled_pair(
         else:
             differing.append(len(units))
             units.append(([t for word in first[a:b] for t in word], [t for word in second[c:d] for t in word]))
-    plan = _without(drawn(len(units), noise, level), differing, noise)
+    plan = _hiding(drawn(len(units), noise, level), differing, noise)
     return plan.on([u[0] for u in units], mask), plan.on([u[1] for u in units], mask)
 
 

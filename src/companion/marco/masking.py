@@ -47,7 +47,7 @@ def log_odds(a: Float[Tensor, "*rows vocab"], b: Float[Tensor, "*rows vocab"], w
 
     Over the tokens of a word they add up to the log odds of the word (:func:`scores`).
 
-    Ours. An anti-expert has seen toxic sentences only, so it expects an insult in any blank of a sentence
+    Ours. An anti-expert that learned from toxic sentences may expect an insult in any blank of a sentence
     that has none yet: the two distributions differ at harmless words as well, and their divergence with them.
     """
     log_a, log_b = a.float().log_softmax(-1), b.float().log_softmax(-1)

@@ -26,7 +26,7 @@ from companion.marco import corpus, words
 from companion.marco.denoiser import BASE, PrefixDenoiser
 from companion.models import LanguageModel
 
-Row = TypeVar("Row")
+Row, Chosen = TypeVar("Row"), TypeVar("Chosen")
 CLASSES = ("non-toxic", "toxic")  # by label
 PART = 384  # target tokens whose gradients are made at a time: logits over the vocabulary are large
 
@@ -134,35 +134,59 @@ def train(
 ) -> list[dict]:
     """Train one adapter in place; returns a row per step: loss, and every 50 steps the loss on each held-out list.
 
-    AdamW, linear warm-up, linear decay to 0. ``corrupt`` makes the examples of some texts, given their
-    indices and a seed that is new in each step. The state goes to ``folder`` every 25 steps; a call that
-    finds a state there goes on from it.
+    ``corrupt`` makes the examples of some texts, given their indices and a seed that is new in each step.
     """
     parameters = {name: p for name, p in denoiser.model.named_parameters() if f".{adapter}." in name}
-    optimizer = torch.optim.AdamW(parameters.values(), lr=rate, weight_decay=0.0)
-    checkpoint = Checkpoint(folder / f"{adapter}.training.safetensors", parameters, optimizer)
-    history = checkpoint.load()
     curves = {name: examples(denoiser, some, config.seed) for name, some in held_out.items()}
-    schedule = batches(texts, config, steps)[len(history) :]
-    for rows in (bar := tqdm(schedule, desc=adapter, initial=len(history), total=steps)):
-        step, started = len(history), time.perf_counter()
-        set_rate(optimizer, rate, step, steps, config.warmup)
+
+    def gradients(step: int, rows: list[int]) -> dict[str, float]:
         batch, total = corrupt(rows, 1_000_003 * config.seed + step), 0.0
         for some in parts(batch, _length):
             with torch.autocast(denoiser.model.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
                 part = losses(denoiser, some, adapter).sum() / len(batch)
             part.backward()
             total += part.item()
+        return {"loss": total}
+
+    def measured() -> dict[str, float]:
+        return {name: held_out_loss(denoiser, some, adapter) for name, some in curves.items()}
+
+    return loop(adapter, batches(texts, config, steps), gradients, measured, parameters, rate, config.warmup, folder)
+
+
+def loop(
+    name: str,
+    schedule: Sequence[Chosen],
+    gradients: Callable[[int, Chosen], dict[str, float]],
+    measured: Callable[[], dict[str, float]],
+    parameters: dict[str, Tensor],
+    rate: float,
+    warmup: int,
+    folder: Path,
+) -> list[dict]:
+    """One step of AdamW per entry of a schedule; returns a row per step.
+
+    ``gradients`` adds up a step's gradients and gives its losses, ``measured`` what is recorded besides every 50 steps.
+    The state goes to ``folder`` every 25 steps; a call that finds a state there goes on from it.
+    """
+    optimizer = torch.optim.AdamW(parameters.values(), lr=rate, weight_decay=0.0)
+    checkpoint = _Checkpoint(folder / f"{name}.training.safetensors", parameters, optimizer)
+    history, steps = checkpoint.load(), len(schedule)
+    for chosen in (bar := tqdm(schedule[len(history) :], desc=name, initial=len(history), total=steps)):
+        step, started = len(history), time.perf_counter()
+        for group in optimizer.param_groups:  # linear warm-up, linear decay to 0
+            group["lr"] = rate * min(1.0, (step + 1) / warmup) * (1 - step / steps)
+        found = gradients(step, chosen)
         torch.nn.utils.clip_grad_norm_(list(parameters.values()), 1.0)
         optimizer.step()
         optimizer.zero_grad()
-        history.append({"step": step, "loss": total, "seconds": round(time.perf_counter() - started, 2)})
+        history.append({"step": step, **found, "seconds": round(time.perf_counter() - started, 2)})
         if (step + 1) % 50 == 0 or step + 1 == steps:
-            history[-1] |= {name: held_out_loss(denoiser, some, adapter) for name, some in curves.items()}
-            tqdm.write(f"{adapter}: {history[-1]}")
+            history[-1] |= measured()
+            tqdm.write(f"{name}: {history[-1]}")
         if (step + 1) % 25 == 0 or step + 1 == steps:
             checkpoint.save(history)
-        bar.set_postfix(loss=f"{total:.3f}")
+        bar.set_postfix({key: f"{value:.3f}" for key, value in found.items()})
     return history
 
 
@@ -170,12 +194,6 @@ def train(
 def held_out_loss(denoiser: PrefixDenoiser, batch: Sequence[Example], adapter: str) -> float:
     """Mean over texts of the loss per token."""
     return torch.cat([losses(denoiser, part, adapter) for part in parts(batch, _length)]).mean().item()
-
-
-def set_rate(optimizer: torch.optim.Optimizer, rate: float, step: int, steps: int, warmup: int) -> None:
-    """Linear warm-up to ``rate``, linear decay to 0."""
-    for group in optimizer.param_groups:
-        group["lr"] = rate * min(1.0, (step + 1) / warmup) * (1 - step / steps)
 
 
 def parts(batch: Sequence[Row], length: Callable[[Row], int]) -> list[list[Row]]:
@@ -195,7 +213,7 @@ def _length(example: Example) -> int:
     return len(example.target)
 
 
-class Checkpoint:
+class _Checkpoint:
     """Adapter weights, AdamW moments and history of an interrupted training. Safetensors only."""
 
     def __init__(self, path: Path, parameters: dict[str, Tensor], optimizer: torch.optim.Optimizer) -> None:
