@@ -87,6 +87,10 @@ class Recorder:
         self.mask = mask
         self.count.index_add_(0, self.rows, mask.sum(-1).cpu())
 
+    def leave(self, ended: Bool[Tensor, "batch"]) -> None:
+        """Rows of the batch that further passes will not hold."""
+        self.rows = self.rows[~ended.cpu()]
+
     def _hook(self, layer: int):
         def add(_module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
             width = self.mask.shape[1]

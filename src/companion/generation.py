@@ -21,6 +21,9 @@ from companion import tokens
 from companion.activations import Recorder
 from companion.models import LanguageModel
 
+KEPT = 0.75  # rows that have ended are written on until no more than this share of a batch goes on; to drop them costs a copy of the cache
+SHORTLIST = 2048  # tokens among which a nucleus is looked for first
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -48,6 +51,7 @@ def generate(
     max_prompt_tokens: int | None = None,
     sampling: Sampling | None = None,
     recorder: Recorder | None = None,
+    stop: Sequence[int] = (),
     batch_size: int = 64,
     progress: str | None = None,
 ) -> Generated:
@@ -60,6 +64,8 @@ def generate(
     recorder
         Sums neuron activations *at the position that predicted each token* (the last prompt
         position for the first token); None sums nothing.
+    stop
+        Tokens that end a continuation, besides the model's own.
     progress
         Title of a progress bar; None shows none.
     """
@@ -72,7 +78,7 @@ def generate(
         chosen = order[start : start + batch_size]
         noise = _noise(chosen, new_tokens, sampling)
         with recorder.watching(chosen) if recorder else nullcontext():
-            ids[chosen], mask[chosen] = _decode(lm, tokens.pad([rows[i] for i in chosen], "left"), new_tokens, sampling, noise, recorder)
+            ids[chosen], mask[chosen] = _decode(lm, tokens.pad([rows[i] for i in chosen], "left"), new_tokens, sampling, noise, recorder, stop)
     texts = [lm.tokenizer.decode(row[kept].tolist(), skip_special_tokens=True) for row, kept in zip(ids, mask, strict=True)]
     return Generated(ids, mask, texts)
 
@@ -85,12 +91,13 @@ def _decode(
     sampling: Sampling | None,
     noise: Float[Tensor, "batch new"] | None,
     recorder: Recorder | None,
+    stop: Sequence[int],
 ) -> tuple[Int[Tensor, "batch new"], Bool[Tensor, "batch new"]]:
     """Decode one left-padded batch with a key-value cache."""
     size, device = len(batch.ids), lm.device
-    eos = torch.tensor(lm.eos_ids, device=device)
-    ids, mask = torch.zeros((size, new_tokens), dtype=torch.long, device=device), torch.zeros((size, new_tokens), dtype=torch.bool, device=device)
-    alive = torch.ones(size, dtype=torch.bool, device=device)
+    ends = torch.tensor([*lm.eos_ids, *stop], device=device)
+    ids, mask = torch.zeros((size, new_tokens), dtype=torch.long), torch.zeros((size, new_tokens), dtype=torch.bool)
+    rows, alive = torch.arange(size), torch.ones(size, dtype=torch.bool, device=device)  # rows of the batch that are in the cache, and not ended
     step_ids, positions, attention = (t.to(device) for t in (batch.ids, batch.positions, batch.mask))
     cache = DynamicCache(config=lm.model.config)
     for step in range(new_tokens):
@@ -99,14 +106,20 @@ def _decode(
         logits = lm.model(
             input_ids=step_ids, attention_mask=attention.long(), position_ids=positions, past_key_values=cache, use_cache=True, logits_to_keep=1
         ).logits[:, -1]
-        chosen = logits.argmax(-1) if sampling is None else draw(logits, sampling, noise[:, step].to(device))
-        ids[:, step], mask[:, step] = torch.where(alive, chosen, 0), alive
-        alive = alive & ~torch.isin(chosen, eos)
+        chosen = logits.argmax(-1) if sampling is None else draw(logits, sampling, noise[rows, step].to(device))
+        ids[rows, step], mask[rows, step] = torch.where(alive, chosen, 0).cpu(), alive.cpu()
+        alive = alive & ~torch.isin(chosen, ends)
         if not alive.any():
             break
         step_ids, positions = chosen[:, None], positions[:, -1:] + 1
         attention = torch.cat([attention, torch.ones_like(attention[:, :1])], dim=1)
-    return ids.cpu(), mask.cpu()
+        if alive.sum() <= KEPT * len(alive):
+            cache.batch_select_indices(alive.nonzero()[:, 0])
+            rows, step_ids, positions, attention = (t[alive.to(t.device)] for t in (rows, step_ids, positions, attention))
+            if recorder:
+                recorder.leave(~alive)
+            alive = alive[alive]
+    return ids, mask
 
 
 def draw(logits: Float[Tensor, "batch vocab"], sampling: Sampling, u: Float[Tensor, "batch"]) -> Int[Tensor, "batch"]:
@@ -115,13 +128,23 @@ def draw(logits: Float[Tensor, "batch vocab"], sampling: Sampling, u: Float[Tens
     The nucleus is the smallest set of most likely tokens with total probability ≥ top_p
     (Holtzman et al., 2020).
     """
-    probability, token = (logits.double() / sampling.temperature).softmax(-1).sort(dim=-1, descending=True, stable=True)
-    cumulative = probability.cumsum(-1)
-    nucleus = probability * (cumulative - probability < max(sampling.top_p, 1e-12))  # the most likely token is always in
+    best, token = _ranked((logits.double() / sampling.temperature).softmax(-1), sampling.top_p)
+    cumulative = best.cumsum(-1)
+    nucleus = best * (cumulative - best < max(sampling.top_p, 1e-12))  # the most likely token is always in
     cumulative = nucleus.cumsum(-1)
     rank = (cumulative <= u[:, None].double() * cumulative[:, -1:]).sum(-1, keepdim=True)
     last = (nucleus > 0).sum(-1, keepdim=True) - 1  # u may have been rounded up to 1
     return token.gather(-1, torch.minimum(rank, last))[:, 0]
+
+
+def _ranked(probability: Float[Tensor, "batch vocab"], top_p: float) -> tuple[Float[Tensor, "batch best"], Int[Tensor, "batch best"]]:
+    """Probabilities from the highest down, at least those of the nucleus, and their tokens; equally likely ones in order of id."""
+    best, token = probability.topk(min(SHORTLIST, probability.shape[-1]))  # sorting a whole vocabulary takes longer than the model's pass
+    if (best.where(best > best[:, -1:], 0.0).sum(-1) < top_p).any():  # a nucleus may reach further
+        return probability.sort(dim=-1, descending=True, stable=True)
+    token = token.sort(dim=-1).values
+    best, order = probability.gather(-1, token).sort(dim=-1, descending=True, stable=True)
+    return best, token.gather(-1, order)
 
 
 def _noise(prompts: Sequence[int], new_tokens: int, sampling: Sampling | None) -> Float[Tensor, "batch new"] | None:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from functools import cache
 
 import torch
+from transformers import PreTrainedTokenizerBase
 
 from companion import generation
 from companion.generation import Sampling
@@ -49,8 +50,14 @@ def ask(lm: LanguageModel, texts: Sequence[str], *, new_tokens: int = 64, sampli
     """Prompt a language model to rewrite politely, in its chat format if it has one; its first line is the answer."""
     chats = [_chat(lm, REQUEST + text) for text in texts]
     with torch.inference_mode():
-        answers = generation.generate(lm, chats, new_tokens=new_tokens, sampling=sampling, batch_size=32).texts
+        answers = generation.generate(lm, chats, new_tokens=new_tokens, sampling=sampling, stop=_line_ends(lm.tokenizer), batch_size=32).texts
     return [(answer.strip().splitlines() or [""])[0].strip().strip('"') for answer in answers]
+
+
+@cache
+def _line_ends(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Tokens with a line end after something else, and those of a line end alone."""
+    return [i for i, text in enumerate(tokenizer.batch_decode([[i] for i in range(len(tokenizer))])) if "\n" in text]
 
 
 def _chat(lm: LanguageModel, request: str) -> str:

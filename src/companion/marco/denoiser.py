@@ -17,6 +17,7 @@ from peft import PeftModel
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import DynamicCache, EncoderDecoderCache, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.modeling_outputs import BaseModelOutput
 
 from companion import tokens
 from companion.errors import CompanionError
@@ -39,6 +40,10 @@ class Decoding(Protocol):
 
     def step(self, ids: Int[Tensor, "rows"] | None) -> Float[Tensor, "rows vocab"]:
         """Append a token to each target (None: nothing, the first time) and return the logits of the next."""
+        ...
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Go on with these targets only."""
         ...
 
 
@@ -201,6 +206,11 @@ class _PrefixDecoding:
         self.position = self.position + mask.sum(-1, keepdim=True)
         return logits
 
+    def keep(self, rows: Sequence[int]) -> None:
+        at = torch.tensor(rows, device=self.position.device)
+        self.cache.batch_select_indices(at)
+        self.attention, self.position, self.roles = self.attention[at], self.position[at], [self.roles[i] for i in rows]
+
 
 class Seq2SeqDenoiser:
     """Three encoder-decoders of one vocabulary (BART-base, the published expert and anti-expert)."""
@@ -282,3 +292,15 @@ class _Seq2SeqDecoding:
             logits = model(decoder_input_ids=given.to(model.device), use_cache=True, **state).logits[:, -1]
             found |= dict(zip(rows.tolist(), logits, strict=True))
         return torch.stack([found[i] for i in range(len(found))])
+
+    def keep(self, rows: Sequence[int]) -> None:
+        place, parts = {old: new for new, old in enumerate(rows)}, []
+        for old, model, state in self.parts:
+            at = torch.tensor([k for k, row in enumerate(old.tolist()) if row in place])
+            if len(at):
+                on = at.to(model.device)
+                state["past_key_values"].batch_select_indices(on)
+                states = BaseModelOutput(state["encoder_outputs"].last_hidden_state[on])
+                kept = {"encoder_outputs": states, "attention_mask": state["attention_mask"][on], "past_key_values": state["past_key_values"]}
+                parts.append((torch.tensor([place[row] for row in old[at].tolist()]), model, kept))
+        self.parts = parts

@@ -24,7 +24,7 @@ from companion import artifacts, data, metrics, models
 from companion.marco import adapters, corpus, denoiser, masking, packing, rewriting, training, words
 from companion.marco.adapters import Experts
 from companion.marco.denoiser import ANTI_EXPERT, BASE, EXPERT, ROLES, Denoiser, PrefixDenoiser
-from companion.marco.rewriting import Script
+from companion.marco.rewriting import Reader, Script
 from companion.marco.training import AdapterConfig
 from companion.marco.words import Sentence
 from companion.metrics import Estimate
@@ -133,15 +133,10 @@ def write(model: Denoiser, sources: Sequence[list[int]], sentences: Sequence[Sen
     """What one role writes greedily, given each source: only the blanks (anchored), or the whole text freely."""
     found: list[list[int]] = [[] for _ in sources]
     for rows in _by_length(sources, TOGETHER):
-        scripts, ids = [Script(sources[i], sentences[i], model, anchored) for i in rows], None
-        decoding = model.begin([role] * len(rows), [sources[i] for i in rows], [list(script.written) for script in scripts])
-        while not all(script.done for script in scripts):
-            scores = decoding.step(ids).float()
-            for script, row in zip(scripts, scores, strict=True):
-                script.restrict(row)
-            ids = torch.tensor([script.take(token) for script, token in zip(scripts, scores.argmax(-1).tolist(), strict=True)], device=scores.device)
-        for i, script in zip(rows, scripts, strict=True):
-            found[i] = script.written
+        some = [sources[i] for i in rows]
+        scripts = [Script(source, sentences[i], model, anchored) for i, source in zip(rows, some, strict=True)]
+        for i, ids in zip(rows, rewriting.write(model, scripts, [Reader(role, 1.0, some)]), strict=True):
+            found[i] = ids
     return found
 
 

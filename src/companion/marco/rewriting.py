@@ -6,15 +6,18 @@ maximises α_base·z_base/T + α_expert·z_expert − α_anti·z_anti. Hallinan 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from companion.generation import Sampling, draw
+from companion import tokens
+from companion.generation import KEPT, Sampling, draw
 from companion.marco import masking, words
 from companion.marco.denoiser import ROLES, Denoiser
 from companion.marco.masking import Masking
@@ -141,31 +144,51 @@ def _write(
     rows: list[int],
     cast: tuple[str, str, str],
 ) -> list[list[int]]:
-    """Token ids of one batch, written in step. A role without strength is not asked."""
+    """Token ids of one batch. A role without strength is not asked."""
     sources = [s.masked(c, denoiser.mask_id) for s, c in zip(sentences, chosen, strict=True)]
     scripts = [Script(source, sentence, denoiser, settings.anchored) for source, sentence in zip(sources, sentences, strict=True)]
-    n, limit = len(scripts), max(script.limit for script in scripts)
     read = ([s.ids for s in sentences], sources, sources)
-    asked = [(role, strength, given) for role, strength, given in zip(cast, settings.strengths, read, strict=True) if strength]
-    strengths = [strength for _, strength, _ in asked]
+    readers = [Reader(*row) for row in zip(cast, settings.strengths, read, strict=True) if row[1]]
+    noise = _noise(rows, max(script.limit for script in scripts), sampling)
+    return write(denoiser, scripts, readers, settings.repetition_penalty, sampling, noise)
+
+
+class Reader(NamedTuple):
+    """A model in the product: its role, its strength, and what it reads for each target."""
+
+    role: str
+    strength: float
+    sources: Sequence[list[int]]
+
+
+def write(
+    denoiser: Denoiser,
+    scripts: Sequence[Script],
+    readers: Sequence[Reader],
+    repetition_penalty: float = 1.0,
+    sampling: Sampling | None = None,
+    noise: Float[Tensor, "rows pos"] | None = None,
+) -> list[list[int]]:
+    """Write all scripts in step, with the product of the readers, and return their token ids."""
     begun = [list(script.written) for script in scripts]
-    decoding = denoiser.begin([role for role, _, _ in asked for _ in range(n)], [source for _, _, given in asked for source in given], begun * len(asked))
-    noise = _noise(rows, limit, sampling)
-    ids = None
-    width = max(map(len, begun))
-    seen = torch.tensor([[-1] * (width - len(row)) + row + [-1] * limit for row in begun])
-    for step in range(limit):
-        scores = product(decoding.step(None if ids is None else ids.repeat(len(asked))).float().view(len(asked), n, -1).cpu(), strengths)
-        if settings.repetition_penalty != 1.0:
-            scores = penalised(scores, seen, settings.repetition_penalty)
-        for i, script in enumerate(scripts):
-            script.restrict(scores[i])
-        picked = scores.argmax(-1) if sampling is None else draw(scores, sampling, noise[:, step])
-        ids = torch.tensor([script.take(token) for script, token in zip(scripts, picked.tolist(), strict=True)])
-        seen[:, width + step] = ids
-        if all(script.done for script in scripts):
-            break
-    return [script.written for script in scripts]
+    decoding = denoiser.begin([r.role for r in readers for _ in scripts], [source for r in readers for source in r.sources], begun * len(readers))
+    strengths = [r.strength for r in readers]
+    rows, ids = list(range(len(scripts))), None  # scripts that the decoding holds
+    for step in itertools.count():
+        scores = product(decoding.step(ids).float().view(len(readers), len(rows), -1).cpu(), strengths)
+        if repetition_penalty != 1.0:
+            scores = penalised(scores, tokens.pad([[-1, *scripts[i].written] for i in rows], "left", -1).ids, repetition_penalty)
+        for i, row in zip(rows, scores, strict=True):
+            scripts[i].restrict(row)
+        picked = scores.argmax(-1) if sampling is None else draw(scores, sampling, noise[rows, step])
+        taken = torch.tensor([scripts[i].take(token) for i, token in zip(rows, picked.tolist(), strict=True)])
+        going = [k for k, i in enumerate(rows) if not scripts[i].done]
+        if not going:
+            return [script.written for script in scripts]
+        if len(going) <= KEPT * len(rows):
+            decoding.keep([r * len(rows) + k for r in range(len(readers)) for k in going])
+            rows, taken = [rows[k] for k in going], taken[going]
+        ids = taken.repeat(len(readers))
 
 
 def _noise(rows: Sequence[int], limit: int, sampling: Sampling | None) -> Float[Tensor, "rows pos"] | None:
