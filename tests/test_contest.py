@@ -78,7 +78,8 @@ def test_the_store_does_not_confuse_what_differs(experts):
     others = {field.name: getattr(SETTINGS, field.name) for field in dataclasses.fields(Settings)} | {"anchored": False, "masking": Masking(0.5)}
     changed = [dataclasses.replace(SETTINGS, **{name: value + 0.25 if type(value) is float else value}) for name, value in others.items()]
     changed += [
-        dataclasses.replace(SETTINGS, masking=m) for m in (Masking(1.0), Masking(1.0, True, masking.half_jeffreys), Masking(1.0, True, published_index=True))
+        dataclasses.replace(SETTINGS, masking=m)
+        for m in (Masking(1.0), Masking(1.0, True, masking.half_jeffreys), Masking(1.0, True, published_index=True), Masking(1.0, True, every=3))
     ]
     for settings in [SETTINGS, *changed]:
         contest.marco(experts, [], settings)

@@ -18,7 +18,7 @@ from transformers import BartConfig, BartForConditionalGeneration, PreTrainedTok
 from companion import tiny as tiny_models
 from companion.errors import CompanionError
 from companion.generation import Sampling
-from companion.marco import baselines, corpus, documents, masking, quality, rewriting, training, words
+from companion.marco import baselines, corpus, documents, masking, packing, quality, rewriting, training, words
 from companion.marco.denoiser import ANTI_EXPERT, BASE, EXPERT, ROLES, PrefixDenoiser, Seq2SeqDenoiser
 from companion.marco.masking import Masking
 from companion.marco.packing import trie
@@ -191,6 +191,62 @@ def test_divergence_of_each_word_is_that_of_its_blank(denoiser):
     both = masking.scores(denoiser, sentences, (masking.jensen_shannon, masking.log_odds))
     for one, same in ((found, both[masking.jensen_shannon]), (odds, both[masking.log_odds])):
         assert all(np.allclose(a, b, atol=1e-5, equal_nan=True) for a, b in zip(one, same, strict=True))
+
+
+def test_words_blanked_together(denoiser):
+    sentence = words.split(denoiser, "You're not thick, Anna; don't (ever) call me a big fat liar again!")
+    spelled = [sentence.text[w.start : w.end] for w in sentence.words]
+    assert [[spelled[j] for j in blanks] for blanks in masking.together(sentence, 3)] == [["thick", "big"], ["Anna", "fat"], ["call", "liar"]]
+    assert masking.together(sentence, 1) == [sentence.content]
+    assert masking.together(sentence, 9) == [[j] for j in sentence.content]
+    assert masking.together(sentence) == [[j] for j, word in enumerate(sentence.words) if word.maskable]
+    assert masking.together(words.split(denoiser, "it isn't, is it?"), 3) == masking.together(words.split(denoiser, ""), 3) == []
+
+
+def test_each_word_of_a_group_is_scored_with_all_its_blanks(denoiser):
+    texts = [*TEXTS, "what utter rubbish, nobody ever heard such nonsense", "it is", ""]
+    sentences = [words.split(denoiser, text) for text in texts]
+    found = masking.scores(denoiser, sentences, (masking.jensen_shannon, masking.log_odds), every=2)
+    for i, sentence in enumerate(sentences):
+        js, odds = (found[measure][i] for measure in (masking.jensen_shannon, masking.log_odds))
+        assert np.flatnonzero(~np.isnan(js)).tolist() == np.flatnonzero(~np.isnan(odds)).tolist() == sentence.content
+        for blanks in masking.together(sentence, 2):
+            source = sentence.masked(blanks, denoiser.mask_id)
+            for j in blanks:
+                spelled = []
+                for t in sentence.words[j].tokens:
+                    spelled.append([by_hand(denoiser, role, source, sentence.ids[:t]) for role in (EXPERT, ANTI_EXPERT)])
+                assert js[j] == pytest.approx(masking.jensen_shannon(*spelled[0]).item(), abs=1e-4)
+                each = [masking.log_odds(*pair, torch.tensor(sentence.ids[t])).item() for t, pair in zip(sentence.words[j].tokens, spelled, strict=True)]
+                assert odds[j] == pytest.approx(sum(each), abs=1e-3)
+
+
+def test_what_is_blanked_together_changes_the_masks(denoiser):
+    """The rewriter scores as its settings say."""
+    text = "what utter rubbish, nobody ever heard such nonsense"
+    settings = dataclasses.replace(SETTINGS, masking=masking.ours(0.0))
+    for every in (None, 1, masking.EVERY):
+        rewrite = Rewriter(denoiser, dataclasses.replace(settings, masking=dataclasses.replace(settings.masking, every=every)))([text])[0]
+        expected = masking.divergences(denoiser, [rewrite.sentence], masking.log_odds, every)[0]
+        np.testing.assert_allclose(rewrite.divergence, expected, atol=1e-4)
+        assert rewrite.masked == masking.choose(rewrite.divergence, settings.masking)
+    assert rewriting.with_defects(settings).masking.every is None
+
+
+def test_packs_hold_every_row_in_order_and_little_more_than_they_may():
+    generator = random.Random(0)
+    sources, targets = [], []
+    for _ in range(60):
+        ids = [generator.randrange(9, 99) for _ in range(generator.randrange(1, 60))]
+        for k in range(min(3, len(ids))):
+            blanked = [5 if i % 3 == k else token for i, token in enumerate(ids)]
+            for t in range(k, len(ids), 3):
+                sources.append(blanked)
+                targets.append(ids[:t])
+    packs = packing.packs(sources, targets)
+    assert [i for chosen in packs for i in chosen] == list(range(len(sources)))
+    sizes = [len(trie([[*sources[i], 3, *targets[i]] for i in chosen]).ids) for chosen in packs]
+    assert max(sizes) <= packing.PACK and sorted(sizes)[len(sizes) // 2] > 0.6 * packing.PACK
 
 
 def test_choice_of_words():

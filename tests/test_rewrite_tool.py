@@ -73,7 +73,7 @@ def weights(experts) -> dict[str, torch.Tensor]:
 
 def test_shipped_experts_have_the_chosen_settings(shipped_folder, tiny_experts):
     found = adapters.of(profiles.load("smoke", experts="shipped"))
-    usual, cautious = (Settings(Masking(t, divergence=masking.log_odds), alpha_expert=3.0, alpha_anti=1.5, temperature=2.5) for t in (0.03, 0.5))
+    usual, cautious = (Settings(masking.ours(t), alpha_expert=3.0, alpha_anti=1.5, temperature=2.5) for t in (0.03, 0.5))
     assert (found.settings, found.cautious) == (usual, cautious) == adapters.settings(shipped_folder)
     assert found.folder == shipped_folder
     source, target = [[70, 71, 72]], [[70]]

@@ -118,7 +118,7 @@ def test_only_short_dev_rows_lie_on_the_desk(denoiser, dev_rows, monkeypatch):
     desk = Desk.of(denoiser, judges=None)
     assert desk.sets == TOXIC and desk.harmless == HARMLESS
     for text, scores in desk.divergence.items():
-        expected = masking.divergences(denoiser, [words.split(denoiser, text)], masking.log_odds)[0]
+        expected = masking.divergences(denoiser, [words.split(denoiser, text)], masking.log_odds, masking.EVERY)[0]
         np.testing.assert_allclose(scores, expected, atol=1e-4)
     monkeypatch.setattr(selection, "ROWS", 2)
     monkeypatch.setattr(selection, "HARMLESS", 3)
@@ -130,7 +130,7 @@ def test_only_short_dev_rows_lie_on_the_desk(denoiser, dev_rows, monkeypatch):
 def test_known_divergences_give_the_rewriters_rewrites(denoiser, dev_rows):
     desk = Desk.of(denoiser, judges=None)
     highest = sorted(float(np.nanmax(scores, initial=0)) for scores in desk.divergence.values())
-    settings = Settings(Masking(float(np.mean(highest[4:6])), divergence=masking.log_odds), alpha_expert=2.0, alpha_anti=0.5, temperature=1.3)
+    settings = Settings(masking.ours(float(np.mean(highest[4:6]))), alpha_expert=2.0, alpha_anti=0.5, temperature=1.3)
     found = desk.rewrite(TOXIC["one"], settings)
     assert found == [rewrite.text for rewrite in Rewriter(denoiser, settings)(TOXIC["one"])] != TOXIC["one"]
 
@@ -173,5 +173,5 @@ def test_the_choice_is_written_and_read_back(denoiser, judges, dev_rows, monkeyp
     assert {t.threshold for t in trials[2:]} == {selection.best(trials[:2]).threshold} == {found.threshold}
     assert [t.threshold for t in trials[:2]] == [0.0, 0.2]
     thresholds = found.threshold, Desk.of(denoiser, judges).cautious()
-    expected = [Settings(Masking(t, divergence=masking.log_odds), found.alpha_expert, found.alpha_anti, found.temperature) for t in thresholds]
+    expected = [Settings(masking.ours(t), found.alpha_expert, found.alpha_anti, found.temperature) for t in thresholds]
     assert list(adapters.settings(tmp_path)) == expected

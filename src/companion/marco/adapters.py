@@ -22,7 +22,6 @@ from companion import artifacts, data, models, paths
 from companion.errors import CompanionError
 from companion.marco import contrast, corpus, denoiser, masking, rewriting, training, words
 from companion.marco.denoiser import BASE, ROLES, Denoiser, PrefixDenoiser, Seq2SeqDenoiser
-from companion.marco.masking import Masking
 from companion.marco.rewriting import Settings
 from companion.models import LanguageModel
 from companion.profiles import Profile
@@ -83,7 +82,7 @@ def settings(folder: Path = FOLDER) -> tuple[Settings, Settings]:
         raise CompanionError(f"there is no settings.json in '{folder}': choose threshold and strengths with `companion make settings`.")
     found = json.loads((folder / "settings.json").read_text())
     thresholds = found["chosen"].pop("threshold"), found["cautious"]
-    usual, cautious = (Settings(Masking(t, divergence=masking.log_odds), **found["chosen"]) for t in thresholds)
+    usual, cautious = (Settings(masking.ours(t), **found["chosen"]) for t in thresholds)
     return usual, cautious
 
 
@@ -101,7 +100,7 @@ def small(profile: Profile) -> Experts:
 
     inputs = {"model": lm.fingerprint, "texts": artifacts.key_of(classes), "config": asdict(SMALL)}
     folder = artifacts.artifact("experts", inputs, build, code=(contrast, corpus, denoiser, training, words))
-    usual, cautious = (Settings(Masking(t, divergence=masking.log_odds), alpha_expert=2.0, alpha_anti=0.5, temperature=1.0) for t in (0.0, 0.1))
+    usual, cautious = (Settings(masking.ours(t), alpha_expert=2.0, alpha_anti=0.5, temperature=1.0) for t in (0.0, 0.1))
     return Experts(load(lm, folder), usual, cautious, folder.name, folder)
 
 
@@ -114,7 +113,7 @@ def bart() -> Experts:
     except (OSError, ValueError) as error:
         raise CompanionError(f"the published experts ({', '.join(BART)}) could not be had from the Hub: take a profile with shipped experts.") from error
     commits = [str(getattr(model.config, "_commit_hash", None)) for model in found.values()]
-    cautious = replace(rewriting.PUBLISHED["microaggressions"], masking=Masking(1.0, divergence=masking.log_odds))  # ours; not chosen on data
+    cautious = replace(rewriting.PUBLISHED["microaggressions"], masking=masking.ours(1.0))  # ours; not chosen on data
     return Experts(Seq2SeqDenoiser(found, tokenizer), rewriting.PUBLISHED["microaggressions"], cautious, artifacts.key_of({"models": BART, "commits": commits}))
 
 

@@ -90,11 +90,11 @@ def ablations(experts: Experts, ours: Sequence[Rewrite], seed: int) -> dict[str,
 
 
 def shuffled(rewrites: Sequence[Rewrite], seed: int) -> list[list[int]]:
-    """As many masks per sentence, on words drawn at random among those that may be masked."""
+    """As many masks per sentence, on words drawn at random among those that have a score."""
     found = []
     for i, rewrite in enumerate(rewrites):
-        maskable = [j for j, word in enumerate(rewrite.sentence.words) if word.maskable]
-        found.append(sorted(random.Random(f"{seed} {i}").sample(maskable, len(rewrite.masked))))
+        scored = np.flatnonzero(~np.isnan(rewrite.divergence)).tolist()
+        found.append(sorted(random.Random(f"{seed} {i}").sample(scored, len(rewrite.masked))))
     return found
 
 

@@ -4,6 +4,9 @@ For every word the two read the sentence with that word blanked, write it up to 
 what comes next. The divergence of the two distributions is the word's score: Hallinan et al.
 (2023), section 2.1. A divergence does not look at the word that stands there; :func:`log_odds`, ours,
 does, token by token to the word's end. ``companion.marco.denoiser`` scores all words of many sentences in one go.
+
+One reading per word costs the square of a sentence's length. :data:`EVERY`, ours, blanks every third
+content word at once instead: three readings, whatever the length, each with about as many blanks as in training.
 """
 
 from __future__ import annotations
@@ -19,6 +22,8 @@ from torch import Tensor
 
 from companion.marco.denoiser import ANTI_EXPERT, EXPERT, Denoiser
 from companion.marco.words import Sentence
+
+EVERY = 3  # of the content words, blanked together; measured on dev rows: scores agree with one at a time (r = .95) at a quarter of the time
 
 
 class Divergence(Protocol):
@@ -70,39 +75,56 @@ class Masking:
     published_index
         Map positions back over dropped punctuation as the published code does, which goes wrong
         where two marks stand together (known defect 1).
+    every
+        Score content words only, every so many of them blanked at once; None scores each word by itself, as published.
     """
 
     threshold: float
     relative: bool = False
     divergence: Divergence = jensen_shannon
     published_index: bool = False
+    every: int | None = None
+
+
+def ours(threshold: float) -> Masking:
+    """Absolute, on log odds in nats, of every third content word at once: what the shipped experts use."""
+    return Masking(threshold, divergence=log_odds, every=EVERY)
 
 
 Scores = dict[Divergence, list[Float[np.ndarray, "words"]]]
 
 
-def scores(denoiser: Denoiser, sentences: Sequence[Sentence], measures: Sequence[Divergence]) -> Scores:
+def together(sentence: Sentence, every: int | None = None) -> list[list[int]]:
+    """Words that are blanked at once: each by itself, or every so many content words (1: all of them)."""
+    if every is None:
+        return [[j] for j, word in enumerate(sentence.words) if word.maskable]
+    content = sentence.content
+    return [content[k::every] for k in range(min(every, len(content)))]
+
+
+def scores(denoiser: Denoiser, sentences: Sequence[Sentence], measures: Sequence[Divergence], every: int | None = None) -> Scores:
     """Several scores of every word from one pass; NaN where a word is not to be masked.
 
     Log odds are those of the whole word, given what stands before each of its tokens. A divergence is taken where the word
     begins, as published: after that it would depend on tokens that the experts may not have chosen.
+    ``every`` is that of :class:`Masking`.
     """
     rows = [
-        (i, j, t)
+        (i, blanks, j, t)
         for i, sentence in enumerate(sentences)
-        for j, word in enumerate(sentence.words)
-        if word.maskable
-        for t in (word.tokens if log_odds in measures else word.tokens[:1])
+        for blanks in together(sentence, every)
+        for j in blanks
+        for t in (sentence.words[j].tokens if log_odds in measures else sentence.words[j].tokens[:1])
     ]
-    sources = [sentences[i].masked([j], denoiser.mask_id) for i, j, _ in rows]
-    targets = [sentences[i].ids[:t] for i, _, t in rows]
+    sources = [sentences[i].masked(blanks, denoiser.mask_id) for i, blanks, _, _ in rows]
+    targets = [sentences[i].ids[:t] for i, _, _, t in rows]
     found: Scores = {measure: [np.full(len(sentence.words), np.nan) for sentence in sentences] for measure in measures}
     done = 0
     for expert, anti in denoiser.next_logits((EXPERT, ANTI_EXPERT), sources, targets):
         some = rows[done : (done := done + len(expert))]
-        standing = torch.tensor([sentences[i].ids[t] for i, _, t in some], device=expert.device)
+        standing = torch.tensor([sentences[i].ids[t] for i, _, _, t in some], device=expert.device)
         for measure in measures:
-            for (i, j, t), value in zip(some, measure(expert, anti, standing).tolist(), strict=True):
+            for (i, _, j, t), value in zip(some, measure(expert, anti, standing).tolist(), strict=True):
                 if t == sentences[i].words[j].tokens.start:
                     found[measure][i][j] = value
                 elif measure is log_odds:
@@ -110,9 +132,11 @@ def scores(denoiser: Denoiser, sentences: Sequence[Sentence], measures: Sequence
     return found
 
 
-def divergences(denoiser: Denoiser, sentences: Sequence[Sentence], measure: Divergence = jensen_shannon) -> list[Float[np.ndarray, "words"]]:
+def divergences(
+    denoiser: Denoiser, sentences: Sequence[Sentence], measure: Divergence = jensen_shannon, every: int | None = None
+) -> list[Float[np.ndarray, "words"]]:
     """One score of every word (:func:`scores`)."""
-    return scores(denoiser, sentences, (measure,))[measure]
+    return scores(denoiser, sentences, (measure,), every)[measure]
 
 
 def choose(values: Float[np.ndarray, "words"], masking: Masking) -> list[int]:

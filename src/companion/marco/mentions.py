@@ -13,8 +13,8 @@ from functools import cache
 
 import numpy as np
 from jaxtyping import Float
-from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
 
+from companion.marco.words import FUNCTION_WORDS
 from companion.metrics import word_list
 
 # Plain words by which people name groups; slurs are no mention that should survive.
@@ -50,7 +50,7 @@ def survival(originals: Sequence[str], rewrites: Sequence[str], terms: Sequence[
     for original, rewrite, term in zip(originals, rewrites, terms or [""] * len(originals), strict=True):
         words, left = set(word_list(original)), set(word_list(rewrite))
         named = words & (groups() | set(word_list(term)))
-        others = {word for word in words - named if word not in ENGLISH_STOP_WORDS and re.fullmatch(r"[^\W\d_]{3,}", word)}
+        others = {word for word in words - named if word not in FUNCTION_WORDS and re.fullmatch(r"[^\W\d_]{3,}", word)}
         if named:
             rows.append((len(named & left), len(named), len(others & left), len(others)))
     found = np.array(rows, dtype=float).reshape(-1, 4)

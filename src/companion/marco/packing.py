@@ -50,18 +50,18 @@ def reading(packed: Trie, separator: int) -> Bool[Tensor, "node"]:
 
 def packs(sources: Sequence[Sequence[int]], targets: Sequence[Sequence[int]]) -> list[list[int]]:
     """Consecutive rows in groups of at most about ``PACK`` tokens, common beginnings not counted twice."""
-    found, size = [], PACK
+    found, size, before = [], PACK, []
     for i, (source, target) in enumerate(zip(sources, targets, strict=True)):
-        shared = _common(source, sources[i - 1]) if i else 0
-        added = len(source) - shared + len(target) + 1
+        row = [*source, None, *target]  # None stands for the separator
+        shared = _common(row, before)
+        before, added = row, len(row) - shared
         if size + added > PACK:
             found.append([])
-            size, added = 0, added + shared
+            size, added = 0, len(row)
         found[-1].append(i)
         size += added
     return found
 
 
-def _common(a: Sequence[int], b: Sequence[int]) -> int:
-    n = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
-    return n
+def _common(a: Sequence[int | None], b: Sequence[int | None]) -> int:
+    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))

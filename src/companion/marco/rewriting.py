@@ -64,8 +64,8 @@ def alone(settings: Settings) -> Settings:
 
 
 def with_defects(settings: Settings) -> Settings:
-    """The same settings with the defects of the published code: its divergence and its index map."""
-    return replace(settings, masking=replace(settings.masking, divergence=masking.half_jeffreys, published_index=True))
+    """The same settings with the defects of the published code, its divergence and its index map; each word is scored by itself, as there."""
+    return replace(settings, masking=replace(settings.masking, divergence=masking.half_jeffreys, published_index=True, every=None))
 
 
 @dataclass(frozen=True)
@@ -88,8 +88,9 @@ class Rewriter:
     def __call__(self, texts: Sequence[str], sampling: Sampling | None = None) -> list[Rewrite]:
         """Rewrite each text; a text without a word to mask comes back as it is."""
         sentences = [words.split(self.denoiser, text) for text in texts]
-        scores = masking.divergences(self.denoiser, sentences, self.settings.masking.divergence)
-        chosen = [masking.choose(score, self.settings.masking) for score in scores]
+        masks = self.settings.masking
+        scores = masking.divergences(self.denoiser, sentences, masks.divergence, masks.every)
+        chosen = [masking.choose(score, masks) for score in scores]
         written = fill(self.denoiser, sentences, chosen, self.settings, sampling)
         return [Rewrite(*row) for row in zip(texts, written, sentences, scores, chosen, strict=True)]
 

@@ -19,7 +19,6 @@ from tqdm import tqdm
 from companion import public
 from companion.marco import corpus, masking, rewriting, verdicts, words
 from companion.marco.denoiser import Denoiser
-from companion.marco.masking import Masking
 from companion.marco.rewriting import Settings
 from companion.marco.verdicts import Judges, Verdict
 from companion.marco.words import Sentence
@@ -75,7 +74,7 @@ class Desk:
         rows = corpus.balanced("dev")
         harmless = _some(rows[rows.label == 0].text.tolist(), HARMLESS)
         texts = [*harmless, *(text for some in sets.values() for text in some)]
-        scores = masking.divergences(denoiser, [words.split(denoiser, text) for text in texts], masking.log_odds)
+        scores = masking.divergences(denoiser, [words.split(denoiser, text) for text in texts], masking.log_odds, masking.EVERY)
         return cls(denoiser, judges, sets, harmless, dict(zip(texts, scores, strict=True)))
 
     def cautious(self) -> float:
@@ -123,9 +122,9 @@ def best(trials: Sequence[Trial]) -> Trial:
 def choose(denoiser: Denoiser, judges: Judges, target: Path) -> Trial:
     """Search and write ``target``: the rule, what was chosen, and every trial."""
     desk = Desk.of(denoiser, judges)
-    first = Settings(_absolute(0.0), *FIRST)
-    trials = desk.try_out([replace(first, masking=_absolute(t)) for t in THRESHOLDS])
-    masks = _absolute(best(trials).threshold)
+    first = Settings(masking.ours(0.0), *FIRST)
+    trials = desk.try_out([replace(first, masking=masking.ours(t)) for t in THRESHOLDS])
+    masks = masking.ours(best(trials).threshold)
     trials += desk.try_out([Settings(masks, *strengths) for strengths in STRENGTHS])
     found = best(trials)
     chosen = {name: getattr(found, name) for name in ("threshold", "alpha_expert", "alpha_anti", "temperature")}
@@ -133,10 +132,6 @@ def choose(denoiser: Denoiser, judges: Judges, target: Path) -> Trial:
     about = {"rule": RULE, "dev_rows": rows, "chosen": chosen, "cautious": desk.cautious(), "trials": [asdict(trial) for trial in trials]}
     target.write_text(json.dumps(about, indent=1) + "\n")
     return found
-
-
-def _absolute(threshold: float) -> Masking:
-    return Masking(threshold, divergence=masking.log_odds)
 
 
 def _some(texts: list[str], limit: int) -> list[str]:

@@ -10,6 +10,8 @@ import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
+
 from companion.marco.denoiser import Denoiser
 
 WORD = re.compile(
@@ -17,6 +19,13 @@ WORD = re.compile(
     r"|(?P<plain>\w+(?:['’*@$!-]+\w+)*\**)"  # a word, also with a censored or joined middle
     r"|(?P<mark>[^\w\s]+)"  # punctuation and emoji
 )
+
+# scikit-learn's list also holds some nouns, verbs and adjectives, which are content here
+CONTENT = (
+    "amount bill bottom call cry describe detail empty fill find fire found front full interest mill move name serious show side sincere system thick thin top"
+)
+FUNCTION_WORDS = (ENGLISH_STOP_WORDS - frozenset(CONTENT.split())) | {"ca", "did", "does", "wo"}
+ENDING = re.compile(r"n?['’][a-z]+$")  # of a contraction
 
 
 class Word(NamedTuple):
@@ -43,6 +52,12 @@ class Sentence(NamedTuple):
         for t, token in enumerate(self.ids):
             found += [mask] if t in first else [] if t in gone else [token]
         return found
+
+    @property
+    def content(self) -> list[int]:
+        """Indices of the words that may be masked and are no function words (``you're`` and ``don't`` are such words)."""
+        spelled = [(j, self.text[word.start : word.end].lower()) for j, word in enumerate(self.words) if word.maskable]
+        return [j for j, word in spelled if not FUNCTION_WORDS & {word, ENDING.sub("", word)}]
 
 
 def split(denoiser: Denoiser, text: str) -> Sentence:
