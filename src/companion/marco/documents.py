@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from companion.marco.rewriting import Rewrite, Rewriter
 
-PIECE = 30  # words: the cost of a piece grows with the square of its length
+PIECE = 30  # words: the adapters learned from sentences of up to 45, and one word at a time costs the square
 TOGETHER = 32  # pieces rewritten at a time
 
 

@@ -27,7 +27,7 @@ ROWS, HARMLESS, LONGEST = 32, 64, 20  # sentences of each set, harmless ones, an
 UNCHANGED, SIMILAR = 0.92, 0.86  # a little above what the evaluation asks for (.90 and .85)
 CLOSE = 0.02  # drops this close are not told apart by so few sentences
 FIRST = (4.25, 1.5, 2.5)  # expert, anti-expert, temperature: as published for microaggressions
-THRESHOLDS = (0.8, 1.0, 1.3)  # nats
+THRESHOLDS = (0.8, 0.9, 1.0, 1.3)  # nats
 STRENGTHS = ((2.0, 1.5, 2.5), (3.0, 3.0, 2.5), (4.25, 3.0, 2.5))
 RULE = (
     f"Among the settings that keep a mean similarity of at least {SIMILAR} and a perplexity not above the originals' on toxic dev sentences, take those that "
