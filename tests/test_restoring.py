@@ -12,7 +12,7 @@ from test_marco import adapters as random_adapters
 from test_marco import bart, by_hand
 
 from companion import profiles
-from companion.marco import adapters, masking, restoring, training, words
+from companion.marco import adapters, masking, restoring, rewriting, training, words
 from companion.marco.denoiser import BASE, EXPERT, ROLES
 from companion.marco.masking import Masking
 from companion.marco.rewriting import Settings
@@ -78,19 +78,44 @@ def test_losses_are_those_of_training(lively_llama):
     assert restoring.losses(denoiser, sources, targets, (EXPERT,))[0] == pytest.approx(expected.numpy(), rel=1e-3)
 
 
-def test_free_writing_is_the_argmax_and_anchored_keeps_the_rest(denoiser):
+def test_the_base_model_fills_blanks_with_the_argmax_and_keeps_the_rest(denoiser):
     masked = restoring.corrupt(denoiser, TEXTS[:2], seed=0)
-    sentences, sources = [c.sentence for c in masked], [c.source for c in masked]
-    banned = [mark for mark in denoiser.marks if mark != denoiser.end_id]
-    for source, written in zip(sources, restoring.write(denoiser, sources, sentences, anchored=False, role=EXPERT), strict=True):
-        for k, token in enumerate(written[:6]):
-            scores = by_hand(denoiser, EXPERT, source, written[:k])
-            scores[banned] = -torch.inf
-            assert scores.argmax() == token
-    for c, written in zip(masked, restoring.write(denoiser, sources, sentences, anchored=True), strict=True):
+    for c, written in zip(masked, restoring.write(denoiser, [c.source for c in masked], [c.sentence for c in masked]), strict=True):
         answers = restoring.fills(written, c.source, denoiser.mask_id, denoiser.end_id)
         assert len(answers) == len(c.hidden)
         assert len(written) == sum(map(len, answers)) + sum(token != denoiser.mask_id for token in c.source)
+        first = c.source.index(denoiser.mask_id)
+        scores = by_hand(denoiser, BASE, c.source, written[:first])
+        scores[[mark for mark in denoiser.marks if mark != denoiser.end_id or c.source[-1] != denoiser.mask_id]] = -torch.inf
+        assert scores.argmax() == written[first]
+
+
+def copying(denoiser, right, monkeypatch) -> None:
+    """Let the model expect the next token of its source after every beginning of sources that ``right`` accepts."""
+    plain = denoiser.next_logits
+
+    def next_logits(roles, sources, targets):
+        done = 0
+        for logits in plain(roles, sources, targets):
+            for row in range(logits.shape[1]):
+                source, target = sources[done + row], targets[done + row]
+                logits[:, row, [*source, denoiser.end_id][len(target)]] += 1e6 * right(source)
+                logits[:, row, [m for m in denoiser.marks if m != denoiser.end_id]] = 1e9  # never written
+            done += logits.shape[1]
+            yield logits
+
+    monkeypatch.setattr(denoiser, "next_logits", next_logits)
+
+
+def test_a_copy_is_what_greedy_writing_would_return(denoiser, monkeypatch):
+    sentences = [words.split(denoiser, text) for text in [*TEXTS, ""]]
+    sources = [sentence.ids for sentence in sentences]
+    scripts = [rewriting.Script(sentence.ids, sentence, denoiser, anchored=False) for sentence in sentences]
+    written = rewriting.write(denoiser, scripts, [rewriting.Reader(BASE, 1.0, sources)])
+    assert restoring.copies(denoiser, sentences) == [ids == source for ids, source in zip(written, sources, strict=True)]
+    copying(denoiser, lambda source: len(source) % 2, monkeypatch)
+    found = restoring.copies(denoiser, sentences)
+    assert found == [len(source) % 2 == 1 for source in sources] and len(set(found)) == 2
 
 
 def test_measure_counts_exact_blanks_and_copies(experts, monkeypatch):
@@ -104,7 +129,8 @@ def test_measure_counts_exact_blanks_and_copies(experts, monkeypatch):
 
 
 def test_a_perfect_denoiser_scores_one(experts, monkeypatch):
-    monkeypatch.setattr(restoring, "write", lambda model, sources, sentences, anchored: [s.ids for s in sentences])
+    monkeypatch.setattr(restoring, "write", lambda model, sources, sentences: [s.ids for s in sentences])
+    copying(experts.denoiser, lambda source: True, monkeypatch)
     found = restoring.measure(experts, TEXTS, seed=0)
     assert found.copied.tolist() == [1.0] * len(TEXTS)
     unambiguous = [all(c.sentence.ids.count(t) == 1 for t in c.sentence.ids) for c in restoring.corrupt(experts.denoiser, TEXTS, 0)]

@@ -129,14 +129,31 @@ def losses(model: Denoiser, sources: Sequence[list[int]], targets: Sequence[list
 
 
 @torch.inference_mode()
-def write(model: Denoiser, sources: Sequence[list[int]], sentences: Sequence[Sentence], anchored: bool, role: str = BASE) -> list[list[int]]:
-    """What one role writes greedily, given each source: only the blanks (anchored), or the whole text freely."""
+def write(model: Denoiser, sources: Sequence[list[int]], sentences: Sequence[Sentence]) -> list[list[int]]:
+    """What the base model writes, greedily and anchored, given each source."""
     found: list[list[int]] = [[] for _ in sources]
     for rows in _by_length(sources, TOGETHER):
         some = [sources[i] for i in rows]
-        scripts = [Script(source, sentences[i], model, anchored) for i, source in zip(rows, some, strict=True)]
-        for i, ids in zip(rows, rewriting.write(model, scripts, [Reader(role, 1.0, some)]), strict=True):
+        scripts = [Script(source, sentences[i], model, anchored=True) for i, source in zip(rows, some, strict=True)]
+        for i, ids in zip(rows, rewriting.write(model, scripts, [Reader(BASE, 1.0, some)]), strict=True):
             found[i] = ids
+    return found
+
+
+@torch.inference_mode()
+def copies(model: Denoiser, sentences: Sequence[Sentence]) -> list[bool]:
+    """Whether the base model, reading each text intact and writing freely and greedily, returns it exactly.
+
+    It does if after every beginning of the text the next token is the likeliest: one pass instead of one per token.
+    """
+    expected = [(i, t, token) for i, sentence in enumerate(sentences) for t, token in enumerate([*sentence.ids, model.end_id])]
+    banned = [mark for mark in model.marks if mark != model.end_id]
+    found, done = [True] * len(sentences), 0
+    for [logits] in model.next_logits((BASE,), [sentences[i].ids for i, _, _ in expected], [sentences[i].ids[:t] for i, t, _ in expected]):
+        logits[:, banned] = -torch.inf
+        for (i, _, token), likeliest in zip(expected[done:], logits.argmax(-1).tolist(), strict=False):
+            found[i] &= token == likeliest
+        done += len(logits)
     return found
 
 
@@ -183,14 +200,14 @@ def measure(experts: Experts, texts: Sequence[str], seed: int) -> Restored:
     sources, sentences = [c.source for c in masked], [c.sentence for c in masked]
     intact = [sentence.ids for sentence in sentences]
 
-    copies = _kept({**key, "what": "copies"}, lambda: write(model, intact, sentences, anchored=False))
-    written = _kept({**key, "what": "spans"}, lambda: write(model, sources, sentences, anchored=True))
+    copied = _kept({**key, "what": "copies"}, lambda: copies(model, sentences))
+    written = _kept({**key, "what": "spans"}, lambda: write(model, sources, sentences))
     loss = _kept({**key, "what": "losses"}, lambda: losses(model, sources, intact).tolist())
     answers = [fills(ids, source, model.mask_id, model.end_id) for ids, source in zip(written, sources, strict=True)]
     hidden = [c.hidden for c in masked]
     return Restored(
         loss={role: np.array(row) for role, row in zip(ROLES, loss, strict=True)},
-        copied=np.array([model.decode(ids) == model.decode(own) for ids, own in zip(copies, intact, strict=True)], dtype=float),
+        copied=np.array(copied, dtype=float),
         blanks=np.array([len(h) for h in hidden], dtype=float),
         exact=_right(answers, hidden),
         elsewhere=_right(answers[1:] + answers[:1], hidden),
