@@ -73,6 +73,15 @@ def test_stops_after_end_of_text(lively_lm, prompts, monkeypatch):
         assert ids.tolist() == before[:n] + [0] * (NEW - n)
 
 
+def test_more_tokens_may_end_a_continuation(lively_lm, prompts):
+    plain = generate(lively_lm, prompts, new_tokens=NEW)
+    stop = [int(plain.ids[0, 4]), int(plain.ids[2, 2])]
+    ended = generate(lively_lm, prompts, new_tokens=NEW, stop=stop)
+    for before, ids, mask in zip(plain.ids.tolist(), ended.ids, ended.mask, strict=True):
+        n = next((i + 1 for i, token in enumerate(before) if token in stop), NEW)
+        assert ids[mask].tolist() == before[:n] and int(mask.sum()) == n
+
+
 def test_prompts_are_cut(lively_lm):
     cut = generate(lively_lm, ["abcdefgh", "xy"], new_tokens=4, max_prompt_tokens=5)
     short = generate(lively_lm, ["abcde", "xy"], new_tokens=4)
@@ -196,6 +205,20 @@ def test_draw_stays_in_the_nucleus(logits, u, top_p, temperature):
 def test_draw_from_a_tiny_nucleus_is_argmax(logits, u):
     token = int(draw(torch.tensor(logits)[None], Sampling(0, top_p=1e-9), torch.tensor([u]))[0])
     assert logits[token] == logits.max()
+
+
+@pytest.mark.parametrize("top_p", [0.0, 0.3, 0.9, 1.0])
+def test_a_shortlist_changes_no_draw(monkeypatch, top_p):
+    """Flat and peaked distributions, with ties at the end of the shortlist."""
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(400, 60, generator=generator, dtype=torch.float64) * torch.linspace(0.1, 6, 400, dtype=torch.float64)[:, None]
+    logits[::2] = logits[::2].round()
+    u = torch.rand(400, generator=generator)
+    whole = draw(logits, Sampling(0, top_p=top_p), u)
+    for size in (1, 5, 20):
+        monkeypatch.setattr(generation, "SHORTLIST", size)
+        rows = [draw(logits[i : i + 1], Sampling(0, top_p=top_p), u[i : i + 1]) for i in range(400)]  # each with or without a full sort
+        assert torch.equal(torch.cat(rows), whole)
 
 
 def test_draw_from_the_largest_uniform_number():

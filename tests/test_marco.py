@@ -114,6 +114,23 @@ def test_writing_with_a_cache_equals_scoring_the_whole_target(denoiser, begun):
             target.append(token)
 
 
+def test_targets_that_are_dropped_leave_the_others_alone(denoiser):
+    sources = [denoiser.encode(text).ids for text in TEXTS[:3]] * 2
+    roles = [EXPERT, BASE, ANTI_EXPERT] * 2
+    decoding = denoiser.begin(roles, sources, [source[:2] for source in sources])
+    decoding.step(None)
+    targets = [[*source[:2], 70 + i] for i, source in enumerate(sources)]
+    decoding.step(torch.tensor([target[-1] for target in targets]))
+    for left in ([1, 2, 5], [0, 2]):  # the second time places among those that are left
+        decoding.keep(left)
+        roles, sources, targets = ([some[i] for i in left] for some in (roles, sources, targets))
+        for target in targets:
+            target.append(66)
+        for role, source, target, row in zip(roles, sources, targets, decoding.step(torch.tensor([66] * len(given))), strict=True):
+            expected = by_hand(denoiser, role, source, target)
+            assert torch.allclose(row, expected, atol=1e-4 * float(expected.abs().max()))
+
+
 def test_surprise_is_the_sum_of_each_next_token(denoiser):
     sources = [denoiser.encode(text).ids for text in TEXTS]
     targets = [[*source[:4], 66] for source in reversed(sources)]

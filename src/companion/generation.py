@@ -128,9 +128,10 @@ def draw(logits: Float[Tensor, "batch vocab"], sampling: Sampling, u: Float[Tens
     The nucleus is the smallest set of most likely tokens with total probability ≥ top_p
     (Holtzman et al., 2020).
     """
-    best, token = _ranked((logits.double() / sampling.temperature).softmax(-1), sampling.top_p)
+    top_p = max(sampling.top_p, 1e-12)  # the most likely token is always in
+    best, token = _ranked((logits.double() / sampling.temperature).softmax(-1), top_p)
     cumulative = best.cumsum(-1)
-    nucleus = best * (cumulative - best < max(sampling.top_p, 1e-12))  # the most likely token is always in
+    nucleus = best * (cumulative - best < top_p)
     cumulative = nucleus.cumsum(-1)
     rank = (cumulative <= u[:, None].double() * cumulative[:, -1:]).sum(-1, keepdim=True)
     last = (nucleus > 0).sum(-1, keepdim=True) - 1  # u may have been rounded up to 1
