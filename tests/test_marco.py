@@ -126,7 +126,7 @@ def test_targets_that_are_dropped_leave_the_others_alone(denoiser):
         roles, sources, targets = ([some[i] for i in left] for some in (roles, sources, targets))
         for target in targets:
             target.append(66)
-        for role, source, target, row in zip(roles, sources, targets, decoding.step(torch.tensor([66] * len(given))), strict=True):
+        for role, source, target, row in zip(roles, sources, targets, decoding.step(torch.tensor([66] * len(left))), strict=True):
             expected = by_hand(denoiser, role, source, target)
             assert torch.allclose(row, expected, atol=1e-4 * float(expected.abs().max()))
 
