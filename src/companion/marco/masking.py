@@ -5,7 +5,7 @@ what comes next. The divergence of the two distributions is the word's score: Ha
 (2023), section 2.1. A divergence does not look at the word that stands there; :func:`log_odds`, ours,
 does, token by token to the word's end. ``companion.marco.denoiser`` scores all words of many sentences in one go.
 
-One reading per word costs the square of a sentence's length. :data:`EVERY`, ours, blanks every third
+One reading per word costs the square of a sentence's length. ``EVERY``, ours, blanks every third
 content word at once instead: three readings, whatever the length, each with about as many blanks as in training.
 """
 
