@@ -50,6 +50,21 @@ def test_greedy_does_not_depend_on_the_other_prompts(lively_lm, prompts):
     assert together.texts == [run.texts[0] for run in alone]
 
 
+@pytest.mark.parametrize("sampling", [None, Sampling(seed=3)], ids=["greedy", "sampled"])
+def test_a_shared_beginning_changes_nothing(lively_lm, prompts, sampling, monkeypatch):
+    asked = [f"Continue, please, this sentence: {prompt}" for prompt in prompts]
+    assert generation._shared(tokens.encode(lively_lm.tokenizer, asked))
+    shared = generate(lively_lm, asked, new_tokens=NEW, sampling=sampling, batch_size=3)
+    monkeypatch.setattr(generation, "SHARED", 999)
+    plain = generate(lively_lm, asked, new_tokens=NEW, sampling=sampling)
+    assert torch.equal(shared.ids, plain.ids) and shared.texts == plain.texts
+
+
+def test_equal_prompts_keep_a_token_of_their_own(lively_lm):
+    asked = ["Continue, please, this sentence:"] * 2
+    assert generate(lively_lm, asked, new_tokens=3).texts == generate(lively_lm, asked[:1], new_tokens=3).texts * 2
+
+
 def test_greedy_equals_hugging_face(lively_lm, prompts, monkeypatch):
     _, ends = ends_early(lively_lm, prompts, monkeypatch)
     ours = generate(lively_lm, prompts, new_tokens=NEW)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import random
+from unittest import mock
 
 import numpy as np
 import pandas as pd
@@ -12,17 +13,20 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from peft.tuners import lora
 from scipy.spatial.distance import jensenshannon
 from transformers import BartConfig, BartForConditionalGeneration, PreTrainedTokenizerFast
 
 from companion import tiny as tiny_models
 from companion.errors import CompanionError
 from companion.generation import Sampling
-from companion.marco import baselines, corpus, documents, masking, packing, quality, rewriting, training, words
-from companion.marco.denoiser import ANTI_EXPERT, BASE, EXPERT, ROLES, PrefixDenoiser, Seq2SeqDenoiser
+from companion.marco import baselines, corpus, documents, masking, mixing, packing, prefix, quality, rewriting, training, words
+from companion.marco.denoiser import ANTI_EXPERT, BASE, EXPERT, ROLES
 from companion.marco.masking import Masking
 from companion.marco.packing import trie
+from companion.marco.prefix import PrefixDenoiser
 from companion.marco.rewriting import Rewriter, Settings
+from companion.marco.seq2seq import Seq2SeqDenoiser
 
 TEXTS = ["I am so fed up.", "You (really) are, you know!", "ok", "well-known don't f*** 😀 @you #tag https://a.b/c", "so it goes, and so it went"]
 
@@ -97,7 +101,8 @@ def test_packed_and_batched_scores_equal_one_at_a_time(denoiser):
 
 
 @pytest.mark.parametrize("begun", [(0, 0, 0, 0, 0, 0), (3, 0, 2, 0, 5, 2)])
-def test_writing_with_a_cache_equals_scoring_the_whole_target(denoiser, begun):
+def test_writing_with_a_cache_equals_scoring_the_whole_target(denoiser, begun, monkeypatch):
+    monkeypatch.setattr(prefix, "ALIKE", 2)  # read in two groups
     sources = [denoiser.encode(text).ids for text in TEXTS[:3]] * 2
     roles = [EXPERT] * 3 + [BASE] * 3
     targets = [source[:k] for source, k in zip(sources, begun, strict=True)]
@@ -140,6 +145,25 @@ def test_surprise_is_the_sum_of_each_next_token(denoiser):
             whole = [*target, denoiser.end_id]
             expected = -sum(by_hand(denoiser, role, source, whole[:k]).log_softmax(-1)[token] for k, token in enumerate(whole))
             assert found[i, r].item() == pytest.approx(expected.item(), rel=1e-4)
+
+
+def test_mixed_batches_have_the_gradients_of_each_adapter_alone(lively_llama):
+    denoiser = adapters(lively_llama)
+    sources, targets = [[70, 5, 72], [5, 71]], [[70, 71, 72], [73, 71]]
+    denoiser.surprise((ANTI_EXPERT, BASE), sources, targets)[:, 0].sum().backward()
+    together = {name: p.grad.clone() for name, p in denoiser.model.named_parameters() if f".{ANTI_EXPERT}." in name}
+    assert all(p.grad is None or not p.grad.any() for name, p in denoiser.model.named_parameters() if f".{BASE}." in name)
+    denoiser.model.zero_grad()
+    with as_peft_does():
+        denoiser.surprise((ANTI_EXPERT,), sources, targets).sum().backward()
+    for name, p in denoiser.model.named_parameters():
+        if name in together:
+            assert torch.allclose(together[name], p.grad, atol=1e-4 * float(p.grad.abs().max()) + 1e-9)
+
+
+def as_peft_does():
+    """PEFT's own way with mixed batches."""
+    return mock.patch.object(mixing.MixedLinear, "_mixed_batch_forward", lora.Linear._mixed_batch_forward)
 
 
 def test_the_roles_differ_and_the_base_model_is_as_it_was(lively_llama):
@@ -252,17 +276,16 @@ def test_what_is_blanked_together_changes_the_masks(denoiser):
 
 def test_packs_hold_every_row_in_order_and_little_more_than_they_may():
     generator = random.Random(0)
-    sources, targets = [], []
+    rows = []
     for _ in range(60):
         ids = [generator.randrange(9, 99) for _ in range(generator.randrange(1, 60))]
         for k in range(min(3, len(ids))):
             blanked = [5 if i % 3 == k else token for i, token in enumerate(ids)]
             for t in range(k, len(ids), 3):
-                sources.append(blanked)
-                targets.append(ids[:t])
-    packs = packing.packs(sources, targets)
-    assert [i for chosen in packs for i in chosen] == list(range(len(sources)))
-    sizes = [len(trie([[*sources[i], 3, *targets[i]] for i in chosen]).ids) for chosen in packs]
+                rows.append([*blanked, 3, *ids[:t]])
+    packs = packing.packs(rows)
+    assert [i for chosen in packs for i in chosen] == list(range(len(rows)))
+    sizes = [len(trie([rows[i] for i in chosen]).ids) for chosen in packs]
     assert max(sizes) <= packing.PACK and sorted(sizes)[len(sizes) // 2] > 0.6 * packing.PACK
 
 
@@ -540,6 +563,15 @@ def test_sentence_loss_is_that_of_the_text_alone(lively_llama):
     assert counts.tolist() == [4, 0, 15] and sums[1] == 0
     ids = torch.tensor([[0, *lively_llama.tokenizer(texts[2])["input_ids"]]])
     assert sums[2] == pytest.approx(15 * lively_llama.model(ids, labels=ids).loss.item(), rel=1e-4)
+
+
+def test_sentence_loss_does_not_depend_on_what_is_read_with_it(lively_llama, monkeypatch):
+    texts = ["hello there you", "hello there", "hello there we are", "hello", "so it goes", "hello there you"]
+    together = quality.nll(lively_llama, texts)
+    monkeypatch.setattr(quality, "PACK", 7)
+    for k, text in enumerate(texts):
+        for found in (quality.nll(lively_llama, [text]), [values[k : k + 1] for values in quality.nll(lively_llama, texts)]):
+            np.testing.assert_allclose(np.ravel(found), [values[k] for values in together], rtol=1e-5)
 
 
 def test_joint_score_needs_all_three():

@@ -7,6 +7,7 @@ batched with.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from companion.activations import Recorder
 from companion.models import LanguageModel
 
 KEPT = 0.75  # rows that have ended are written on until no more than this share of a batch goes on; to drop them costs a copy of the cache
+SHARED = 16  # tokens that all prompts must have in common to be read once for all
 SHORTLIST = 2048  # tokens among which a nucleus is looked for first
 
 
@@ -70,6 +72,8 @@ def generate(
         Title of a progress bar; None shows none.
     """
     rows = tokens.encode(lm.tokenizer, prompts, max_prompt_tokens)
+    shared = [] if recorder else _shared(rows)
+    rows = [row[len(shared) :] for row in rows]
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]))  # similar lengths together: little padding
     ids = torch.zeros((len(rows), new_tokens), dtype=torch.long)
     mask = torch.zeros((len(rows), new_tokens), dtype=torch.bool)
@@ -78,14 +82,22 @@ def generate(
         chosen = order[start : start + batch_size]
         noise = _noise(chosen, new_tokens, sampling)
         with recorder.watching(chosen) if recorder else nullcontext():
-            ids[chosen], mask[chosen] = _decode(lm, tokens.pad([rows[i] for i in chosen], "left"), new_tokens, sampling, noise, recorder, stop)
+            ids[chosen], mask[chosen] = _decode(lm, shared, tokens.pad([rows[i] for i in chosen], "left"), new_tokens, sampling, noise, recorder, stop)
     texts = [lm.tokenizer.decode(row[kept].tolist(), skip_special_tokens=True) for row, kept in zip(ids, mask, strict=True)]
     return Generated(ids, mask, texts)
+
+
+def _shared(rows: Sequence[list[int]]) -> list[int]:
+    """Tokens that several prompts all begin with, such as an instruction; none if they are few. Each prompt keeps a token of its own."""
+    columns = itertools.takewhile(lambda column: len(set(column)) == 1, zip(*(row[:-1] for row in rows), strict=False))
+    common = [column[0] for column in columns]
+    return common if len(rows) > 1 and len(common) >= SHARED else []
 
 
 @torch.inference_mode()
 def _decode(
     lm: LanguageModel,
+    shared: list[int],
     batch: tokens.Batch,
     new_tokens: int,
     sampling: Sampling | None,
@@ -93,13 +105,17 @@ def _decode(
     recorder: Recorder | None,
     stop: Sequence[int],
 ) -> tuple[Int[Tensor, "batch new"], Bool[Tensor, "batch new"]]:
-    """Decode one left-padded batch with a key-value cache."""
+    """Decode one left-padded batch with a key-value cache; what all prompts begin with is read once."""
     size, device = len(batch.ids), lm.device
     ends = torch.tensor([*lm.eos_ids, *stop], device=device)
     ids, mask = torch.zeros((size, new_tokens), dtype=torch.long), torch.zeros((size, new_tokens), dtype=torch.bool)
     rows, alive = torch.arange(size), torch.ones(size, dtype=torch.bool, device=device)  # rows of the batch that are in the cache, and not ended
     step_ids, positions, attention = (t.to(device) for t in (batch.ids, batch.positions, batch.mask))
     cache = DynamicCache(config=lm.model.config)
+    if shared:
+        lm.model(input_ids=torch.tensor([shared], device=device), past_key_values=cache, use_cache=True, logits_to_keep=1)
+        cache.batch_repeat_interleave(size)
+        positions, attention = positions + len(shared), torch.cat([attention.new_ones(size, len(shared)), attention], dim=1)
     for step in range(new_tokens):
         if recorder:
             recorder.count_last(alive[:, None])

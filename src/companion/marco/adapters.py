@@ -13,21 +13,24 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from peft import PeftModel, get_peft_model_state_dict
+from peft import LoraConfig, PeftModel, get_peft_model_state_dict
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 from companion import artifacts, data, models, paths
 from companion.errors import CompanionError
-from companion.marco import contrast, corpus, denoiser, masking, rewriting, training, words
-from companion.marco.denoiser import BASE, ROLES, Denoiser, PrefixDenoiser, Seq2SeqDenoiser
+from companion.marco import contrast, corpus, denoiser, masking, mixing, prefix, rewriting, training, words
+from companion.marco.denoiser import BASE, ROLES, Denoiser
+from companion.marco.prefix import PrefixDenoiser
 from companion.marco.rewriting import Settings
+from companion.marco.seq2seq import Seq2SeqDenoiser
 from companion.models import LanguageModel
 from companion.profiles import Profile
 
 FOLDER = paths.DATA / "adapters"
 BART = ("facebook/bart-base", "hallisky/bart-base-nontoxic-expert", "hallisky/bart-base-toxic-antiexpert")  # by role
+CODE = (contrast, corpus, denoiser, prefix, mixing, training, words)
 SMALL = training.AdapterConfig(rank=2, alpha=4, batch_size=4, base_steps=3, expert_steps=2, contrast_steps=2, warmup=1)  # for tests of the chapters
 
 
@@ -99,7 +102,7 @@ def small(profile: Profile) -> Experts:
         save(made, folder)
 
     inputs = {"model": lm.fingerprint, "texts": artifacts.key_of(classes), "config": asdict(SMALL)}
-    folder = artifacts.artifact("experts", inputs, build, code=(contrast, corpus, denoiser, training, words))
+    folder = artifacts.artifact("experts", inputs, build, code=CODE)
     usual, cautious = (Settings(masking.ours(t), alpha_expert=2.0, alpha_anti=0.5, temperature=1.0) for t in (0.0, 0.1))
     return Experts(load(lm, folder), usual, cautious, folder.name, folder)
 
@@ -130,7 +133,8 @@ def load(lm: LanguageModel, folder: Path = FOLDER) -> PrefixDenoiser:
         raise CompanionError(f"the adapter '{missing[0]}' is not in '{folder}': restore it with git, or make it with `companion train-experts`.")
     try:
         with models.quiet():
-            model = PeftModel.from_pretrained(lm.model, folder / BASE, adapter_name=BASE)
+            config = mixing.mixed(LoraConfig.from_pretrained(folder / BASE))
+            model = PeftModel.from_pretrained(lm.model, folder / BASE, adapter_name=BASE, config=config)
             for role in ROLES[1:]:
                 model.load_adapter(folder / role, adapter_name=role)
     except (RuntimeError, ValueError, KeyError, OSError, SafetensorError) as error:
@@ -160,7 +164,7 @@ def make(lm: LanguageModel, folder: Path = FOLDER, config: training.AdapterConfi
             state.unlink()
 
     inputs = {"model": lm.fingerprint, "config": asdict(config)}
-    made = artifacts.artifact("experts", inputs, build, code=(contrast, corpus, denoiser, training, words))
+    made = artifacts.artifact("experts", inputs, build, code=CODE)
     for role in ROLES:
         shutil.copytree(made / role, folder / role, dirs_exist_ok=True)
     shutil.copy(made / "history.json", folder / "history.json")

@@ -50,7 +50,7 @@ def ask(lm: LanguageModel, texts: Sequence[str], *, new_tokens: int = 64, sampli
     """Prompt a language model to rewrite politely, in its chat format if it has one; its first line is the answer."""
     chats = [_chat(lm, REQUEST + text) for text in texts]
     with torch.inference_mode():
-        answers = generation.generate(lm, chats, new_tokens=new_tokens, sampling=sampling, stop=_line_ends(lm.tokenizer), batch_size=32).texts
+        answers = generation.generate(lm, chats, new_tokens=new_tokens, sampling=sampling, stop=_line_ends(lm.tokenizer)).texts
     return [(answer.strip().splitlines() or [""])[0].strip().strip('"') for answer in answers]
 
 

@@ -15,13 +15,13 @@ from pathlib import Path
 import numpy as np
 
 from companion import artifacts, generation
-from companion.marco import baselines, denoiser, masking, packing, rewriting, words
+from companion.marco import baselines, denoiser, masking, mixing, packing, prefix, rewriting, seq2seq, words
 from companion.marco.adapters import Experts
 from companion.marco.rewriting import Rewrite, Rewriter, Settings
 from companion.models import LanguageModel
 
 TOGETHER = 64  # sentences between two progress marks in the store
-CODE = (denoiser, packing, masking, rewriting, words)
+CODE = (denoiser, prefix, seq2seq, mixing, packing, masking, rewriting, words)
 
 
 def marco(experts: Experts, texts: Sequence[str], settings: Settings | None = None) -> list[Rewrite]:

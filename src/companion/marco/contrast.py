@@ -21,7 +21,8 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from companion.marco import corpus, training
-from companion.marco.denoiser import ANTI_EXPERT, BASE, EXPERT, PrefixDenoiser
+from companion.marco.denoiser import ANTI_EXPERT, BASE, EXPERT
+from companion.marco.prefix import PrefixDenoiser
 from companion.marco.training import AdapterConfig, Example
 from companion.models import LanguageModel
 

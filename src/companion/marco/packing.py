@@ -48,20 +48,20 @@ def reading(packed: Trie, separator: int) -> Bool[Tensor, "node"]:
     return ~(packed.ancestors & separators).any(-1)
 
 
-def packs(sources: Sequence[Sequence[int]], targets: Sequence[Sequence[int]]) -> list[list[int]]:
-    """Consecutive rows in groups of at most about ``PACK`` tokens, common beginnings not counted twice."""
-    found, size, before = [], PACK, []
-    for i, (source, target) in enumerate(zip(sources, targets, strict=True)):
-        row = [*source, None, *target]  # None stands for the separator
-        shared = _common(row, before)
-        before, added = row, len(row) - shared
-        if size + added > PACK:
+def packs(sequences: Sequence[Sequence[int]], limit: int = PACK) -> list[list[int]]:
+    """Consecutive sequences in groups of at most about ``limit`` tokens, common beginnings not counted twice."""
+    found: list[list[int]] = []
+    size, before = limit, []
+    for i, sequence in enumerate(sequences):
+        added = len(sequence) - _common(sequence, before)
+        before = sequence
+        if size + added > limit:
             found.append([])
-            size, added = 0, len(row)
+            size, added = 0, len(sequence)
         found[-1].append(i)
         size += added
     return found
 
 
-def _common(a: Sequence[int | None], b: Sequence[int | None]) -> int:
+def _common(a: Sequence[int], b: Sequence[int]) -> int:
     return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))

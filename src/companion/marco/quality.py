@@ -10,14 +10,15 @@ from jaxtyping import Float
 from sacrebleu import sentence_bleu
 from transformers import AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from companion import metrics, tokens
+from companion import tokens
 from companion.errors import CompanionError
+from companion.marco import packing
 from companion.models import LanguageModel
 from companion.toxicity import encoder
 
 SHIPPED = "all-minilm-l6-v2"
 LAYERS = {"roberta-large": 17}  # whose states agree best with human judgement (Zhang et al., 2020)
-BATCH = 8  # texts read together: the logits of a large vocabulary fill memory
+PACK = 256  # tokens read together: the logits of a large vocabulary fill memory
 
 
 class Similarity:
@@ -81,22 +82,36 @@ def _from_hub(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         raise CompanionError(f"the encoder '{name}' could not be had from the Hub: set the profile's encoder to {SHIPPED}.") from error
 
 
+@torch.inference_mode()
 def nll(lm: LanguageModel, texts: Sequence[str]) -> tuple[Float[np.ndarray, "texts"], Float[np.ndarray, "texts"]]:
     """Summed negative log-likelihood (nats) and number of tokens of each text, its first token included; 0 and 0 for an empty one.
 
-    A text that occurs several times is read once.
+    Texts are packed in order of their tokens: what several begin with, as rewrites of one sentence do, is read once.
     """
     begin = lm.tokenizer.eos_token_id if lm.tokenizer.bos_token_id is None else lm.tokenizer.bos_token_id
     unique = [text for text in dict.fromkeys(texts) if text]
     rows = [row if row[0] == begin else [begin, *row] for row in tokens.encode(lm.tokenizer, unique)]
-    order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
-    found = {"": (0.0, 0.0)}
-    for start in range(0, len(order), BATCH):
-        some = order[start : start + BATCH]
-        sums, counts = metrics.cross_entropy(lm, [rows[i] for i in some], batch_size=BATCH)
-        found |= {unique[i]: pair for i, pair in zip(some, zip(sums, counts, strict=True), strict=True)}
-    both = np.array([found[text] for text in texts]).reshape(-1, 2)
+    order = sorted(range(len(rows)), key=rows.__getitem__)
+    found = {"": (0.0, 0)}
+    for group in packing.packs([rows[i] for i in order], PACK):
+        some = [order[k] for k in group]
+        found |= {unique[i]: (loss, len(rows[i]) - 1) for i, loss in zip(some, _losses(lm, [rows[i] for i in some]), strict=True)}
+    both = np.array([found[text] for text in texts], dtype=float).reshape(-1, 2)
     return both[:, 0], both[:, 1]
+
+
+def _losses(lm: LanguageModel, rows: Sequence[Sequence[int]]) -> list[float]:
+    """Summed cross-entropy of each row after its first token, in fp64; common beginnings are read once."""
+    packed = packing.trie([row[:-1] for row in rows])  # the last token predicts nothing
+    ids, positions = (torch.tensor(values, device=lm.device)[None] for values in (packed.ids, packed.depth))
+    mask = torch.zeros(packed.ancestors.shape).masked_fill(~packed.ancestors, -torch.inf)[None, None].to(lm.device)
+    logits = lm.model(input_ids=ids, position_ids=positions, attention_mask=mask, use_cache=False).logits[0].float()
+    total = logits.logsumexp(-1)
+    found = []
+    for row, end in zip(rows, packed.ends, strict=True):
+        path = packed.ancestors[end].nonzero()[:, 0].to(lm.device)  # nodes stand in the order of their depth
+        found.append((total[path] - logits[path, torch.tensor(row[1:], device=lm.device)]).double().sum().item())
+    return found
 
 
 def bleu(texts: Sequence[str], originals: Sequence[str]) -> Float[np.ndarray, "texts"]:

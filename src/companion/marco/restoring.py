@@ -21,9 +21,10 @@ import torch
 from jaxtyping import Float
 
 from companion import artifacts, data, metrics, models
-from companion.marco import adapters, corpus, denoiser, masking, packing, rewriting, training, words
+from companion.marco import adapters, corpus, denoiser, masking, mixing, packing, prefix, rewriting, seq2seq, training, words
 from companion.marco.adapters import Experts
-from companion.marco.denoiser import ANTI_EXPERT, BASE, EXPERT, ROLES, Denoiser, PrefixDenoiser
+from companion.marco.denoiser import ANTI_EXPERT, BASE, EXPERT, ROLES, Denoiser
+from companion.marco.prefix import PrefixDenoiser
 from companion.marco.rewriting import Reader, Script
 from companion.marco.training import AdapterConfig
 from companion.marco.words import Sentence
@@ -34,7 +35,7 @@ NAMES = {BASE: "base", EXPERT: "expert", ANTI_EXPERT: "anti-expert"}  # in table
 BLANK = -1  # stands for a mask among token positions
 TOGETHER = 96  # targets written together, over all roles: more would fill memory with keys and values
 SHUFFLES = 2000
-CODE = (denoiser, packing, masking, rewriting, corpus, training, words)
+CODE = (denoiser, prefix, seq2seq, mixing, packing, masking, rewriting, corpus, training, words)
 
 
 # --- training ----------------------------------------------------------------------------------------

@@ -22,8 +22,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from companion.marco import corpus, words
-from companion.marco.denoiser import BASE, PrefixDenoiser
+from companion.marco import corpus, mixing, words
+from companion.marco.denoiser import BASE
+from companion.marco.prefix import PrefixDenoiser
 from companion.models import LanguageModel
 
 Row, Chosen = TypeVar("Row"), TypeVar("Chosen")
@@ -58,7 +59,7 @@ class Example(NamedTuple):
 
 def attach(lm: LanguageModel, config: AdapterConfig) -> PrefixDenoiser:
     """Add a fresh base adapter to a model (in place) and view it as a denoiser."""
-    lora = LoraConfig(r=config.rank, lora_alpha=config.alpha, target_modules="all-linear", lora_dropout=0.0, task_type="CAUSAL_LM")
+    lora = mixing.mixed(LoraConfig(r=config.rank, lora_alpha=config.alpha, target_modules="all-linear", lora_dropout=0.0, task_type="CAUSAL_LM"))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         return PrefixDenoiser(get_peft_model(lm.model, lora, adapter_name=BASE), lm.tokenizer)
