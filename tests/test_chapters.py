@@ -17,6 +17,7 @@ import yaml
 
 from companion import paths, profiles, record, runner
 
+pytestmark = pytest.mark.timeout(1800)  # three runs of all chapters, on a slow machine
 CHAPTERS = runner.chapters()
 # Results that must be there whatever else a chapter adds.
 EXPECTED = {
@@ -160,7 +161,7 @@ def runs(tmp_path_factory) -> dict[str, Path]:
         log = (folder / "log").open("w")
         processes[name] = subprocess.Popen([sys.executable, "-c", code], env=environment, stdout=log, stderr=log), folder / "log"
     for name, (process, log) in processes.items():
-        assert process.wait(timeout=550) == 0, f"{name}: {log.read_text()[-3000:]}"
+        assert process.wait(timeout=1500) == 0, f"{name}: {log.read_text()[-3000:]}"
     return {name: runner.run_folder("smoke", overrides) for name, overrides in RUNS.items()}
 
 
