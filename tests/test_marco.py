@@ -558,9 +558,9 @@ def test_an_encoder_that_cannot_be_had_is_one_sentence(monkeypatch):
 
 
 def test_sentence_loss_is_that_of_the_text_alone(lively_llama):
-    texts = ["a bc", "", "hello there you"]
+    texts = ["a bc", "", "hello there you", lively_llama.tokenizer.eos_token]  # the last is what every text begins after
     sums, counts = quality.nll(lively_llama, texts)
-    assert counts.tolist() == [4, 0, 15] and sums[1] == 0
+    assert counts.tolist() == [4, 0, 15, 0] and sums[1] == sums[3] == 0
     ids = torch.tensor([[0, *lively_llama.tokenizer(texts[2])["input_ids"]]])
     assert sums[2] == pytest.approx(15 * lively_llama.model(ids, labels=ids).loss.item(), rel=1e-4)
 

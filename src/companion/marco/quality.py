@@ -91,8 +91,8 @@ def nll(lm: LanguageModel, texts: Sequence[str]) -> tuple[Float[np.ndarray, "tex
     begin = lm.tokenizer.eos_token_id if lm.tokenizer.bos_token_id is None else lm.tokenizer.bos_token_id
     unique = [text for text in dict.fromkeys(texts) if text]
     rows = [row if row[0] == begin else [begin, *row] for row in tokens.encode(lm.tokenizer, unique)]
-    order = sorted(range(len(rows)), key=rows.__getitem__)
-    found = {"": (0.0, 0)}
+    order = sorted((i for i, row in enumerate(rows) if len(row) > 1), key=rows.__getitem__)
+    found = dict.fromkeys(["", *unique], (0.0, 0))
     for group in packing.packs([rows[i] for i in order], PACK):
         some = [order[k] for k in group]
         found |= {unique[i]: (loss, len(rows[i]) - 1) for i, loss in zip(some, _losses(lm, [rows[i] for i in some]), strict=True)}
