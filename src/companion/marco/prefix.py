@@ -80,7 +80,7 @@ class PrefixDenoiser:
         ).logits
 
     def surprise(self, roles: Sequence[str], sources: Sequence[list[int]], targets: Sequence[list[int]]) -> Float[Tensor, "rows role"]:
-        """As in :class:`Denoiser`, with gradients to the adapters of ``roles``: the loss of their training."""
+        """As in :class:`companion.marco.denoiser.Denoiser`, with gradients to the adapters of ``roles``: the loss of their training."""
         device, n = self.model.device, len(roles)
         source = tokens.pad([self.opened(s) for s in sources], "right")
         target = tokens.pad([[self.separator_id, *t, self.end_id] for t in targets], "right")
