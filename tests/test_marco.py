@@ -147,6 +147,11 @@ def test_surprise_is_the_sum_of_each_next_token(denoiser):
             assert found[i, r].item() == pytest.approx(expected.item(), rel=1e-4)
 
 
+def as_peft_does():
+    """PEFT's own way with mixed batches."""
+    return mock.patch.object(mixing.MixedLinear, "_mixed_batch_forward", lora.Linear._mixed_batch_forward)
+
+
 def test_mixed_batches_have_the_gradients_of_each_adapter_alone(lively_llama):
     denoiser = adapters(lively_llama)
     sources, targets = [[70, 5, 72], [5, 71]], [[70, 71, 72], [73, 71]]
@@ -159,11 +164,6 @@ def test_mixed_batches_have_the_gradients_of_each_adapter_alone(lively_llama):
     for name, p in denoiser.model.named_parameters():
         if name in together:
             assert torch.allclose(together[name], p.grad, atol=1e-4 * float(p.grad.abs().max()) + 1e-9)
-
-
-def as_peft_does():
-    """PEFT's own way with mixed batches."""
-    return mock.patch.object(mixing.MixedLinear, "_mixed_batch_forward", lora.Linear._mixed_batch_forward)
 
 
 def test_the_roles_differ_and_the_base_model_is_as_it_was(lively_llama):

@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.functional import cross_entropy
+from transformers import PreTrainedTokenizerBase
 
 BASE, EXPERT, ANTI_EXPERT = ROLES = ("base", "expert", "anti_expert")
 
@@ -62,6 +63,23 @@ class Denoiser(Protocol):
     def begin(self, roles: Sequence[str], sources: Sequence[list[int]], targets: Sequence[list[int]]) -> Decoding:
         """Start writing one target per source, each with the model of its role and after what ``targets`` says already."""
         ...
+
+
+class Tokenised:
+    """Plain text to token ids and back: the same for every tokenizer."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self.tokenizer, self.end_id = tokenizer, tokenizer.eos_token_id
+        self.marks = list(tokenizer.all_special_ids)
+
+    def encode(self, text: str) -> Encoded:
+        """As in :class:`Denoiser`."""
+        found = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True)
+        return Encoded(found["input_ids"], found["offset_mapping"])
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """As in :class:`Denoiser`."""
+        return self.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
 
 def summed(logits: Float[Tensor, "rows pos vocab"], ids: Int[Tensor, "rows pos"], real: Bool[Tensor, "rows pos"]) -> Float[Tensor, "rows"]:

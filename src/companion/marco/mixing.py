@@ -39,6 +39,9 @@ def _own(names: tuple[str, ...], rows: tuple[str, ...], ranks: tuple[int, ...]) 
 
 
 def mixed(config: LoraConfig) -> LoraConfig:
-    """The same configuration with :class:`MixedLinear` on linear layers."""
+    """The same configuration, changed in place, with :class:`MixedLinear` on linear layers.
+
+    PEFT calls this way to add layers experimental. Should it name the method above otherwise, mixed batches go its own, slower way.
+    """
     config._register_custom_module({nn.Linear: MixedLinear})
     return config

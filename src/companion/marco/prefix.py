@@ -18,30 +18,22 @@ from transformers import DynamicCache, PreTrainedTokenizerBase
 from companion import tokens
 from companion.errors import CompanionError
 from companion.marco import packing
-from companion.marco.denoiser import Decoding, Encoded, summed
+from companion.marco.denoiser import Decoding, Tokenised, summed
 
 MASK, SEPARATOR = "<empty_output>", "<file_sep>"  # special tokens of SmolLM2 that plain text never gives
-ALIKE = 8  # groups of rows of about equal length, and rows in each, at least
+ALIKE = 8  # rows of about equal length are read together: in at most so many groups, of at least so many rows
 
 
-class PrefixDenoiser:
+class PrefixDenoiser(Tokenised):
     """A causal language model with adapters ``base``, ``expert`` and ``anti_expert`` (PEFT), in one pass for all rows."""
 
     def __init__(self, model: PeftModel, tokenizer: PreTrainedTokenizerBase) -> None:
         marks = tokenizer.convert_tokens_to_ids([MASK, SEPARATOR])
         if len({*marks, tokenizer.unk_token_id}) < 2 or None in marks:
             raise CompanionError(f"this model's vocabulary lacks the marks {MASK} and {SEPARATOR} of a denoiser: use SmolLM2.")
-        self.model, self.tokenizer = model.eval(), tokenizer
+        super().__init__(tokenizer)
+        self.model = model.eval()
         self.mask_id, self.separator_id = marks
-        self.end_id = tokenizer.eos_token_id
-        self.marks = list(tokenizer.all_special_ids)
-
-    def encode(self, text: str) -> Encoded:
-        found = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True)
-        return Encoded(found["input_ids"], found["offset_mapping"])
-
-    def decode(self, ids: Sequence[int]) -> str:
-        return self.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
     def opened(self, source: Sequence[int]) -> list[int]:
         """A source as the model reads it: after a mark, which takes the place of the attention sink.
@@ -133,13 +125,14 @@ class _PrefixDecoding:
 
     def _begin(self) -> tuple[_Held, Float[Tensor, "rows vocab"]]:
         """Read the sources and what their targets begin with; rows of about equal length together, for little padding."""
-        unique = {source: i for i, source in enumerate(dict.fromkeys(self.sources))}
-        groups = _alike(list(unique))
-        read = _Held.merged([self._read([list(unique)[i] for i in rows]) for rows in groups], groups)
+        unique = list(dict.fromkeys(self.sources))
+        place = {source: i for i, source in enumerate(unique)}
+        groups = _alike(unique)
+        read = _Held.merged([self._read([unique[i] for i in rows]) for rows in groups], groups)
         groups, parts = _alike(self.begun), []
         for rows in groups:
             begun = tokens.pad([self.begun[i] for i in rows], "left")
-            parts.append(self._written(read.of([unique[self.sources[i]] for i in rows]), begun.ids, begun.mask, [self.roles[i] for i in rows]))
+            parts.append(self._written(read.of([place[self.sources[i]] for i in rows]), begun.ids, begun.mask, [self.roles[i] for i in rows]))
         held, logits = zip(*parts, strict=True)
         return _Held.merged(held, groups), torch.cat(logits)[_back(groups)]
 

@@ -11,25 +11,18 @@ from transformers import DynamicCache, EncoderDecoderCache, PreTrainedModel, Pre
 from transformers.modeling_outputs import BaseModelOutput
 
 from companion import tokens
-from companion.marco.denoiser import Decoding, Encoded, summed
+from companion.marco.denoiser import Decoding, Tokenised, summed
 
 ROWS = 64  # rows of a padded batch
 
 
-class Seq2SeqDenoiser:
+class Seq2SeqDenoiser(Tokenised):
     """Three encoder-decoders of one vocabulary (BART-base, the published expert and anti-expert)."""
 
     def __init__(self, models: dict[str, PreTrainedModel], tokenizer: PreTrainedTokenizerBase) -> None:
-        self.models, self.tokenizer = {role: model.eval() for role, model in models.items()}, tokenizer
-        self.mask_id, self.end_id = tokenizer.mask_token_id, tokenizer.eos_token_id
-        self.marks = list(tokenizer.all_special_ids)
-
-    def encode(self, text: str) -> Encoded:
-        found = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True)
-        return Encoded(found["input_ids"], found["offset_mapping"])
-
-    def decode(self, ids: Sequence[int]) -> str:
-        return self.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        super().__init__(tokenizer)
+        self.models = {role: model.eval() for role, model in models.items()}
+        self.mask_id = tokenizer.mask_token_id
 
     @torch.inference_mode()
     def next_logits(self, roles: Sequence[str], sources: Sequence[list[int]], targets: Sequence[list[int]]) -> Iterator[Float[Tensor, "role rows vocab"]]:
