@@ -13,7 +13,6 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-import nbformat
 import pandas as pd
 from myst_nb import glue
 
@@ -70,6 +69,8 @@ def collect(notebook: Path) -> dict[str, dict]:
 
 def glued(notebook: Path) -> Mapping[str, object]:
     """Return everything an executed notebook has glued (what myst-nb stored as ``repr``)."""
+    import nbformat  # here, because chapters write records only, and it takes longer to import than torch
+
     cells = nbformat.read(notebook, as_version=4).cells
     outputs = (output for cell in cells for output in cell.get("outputs", []))
     return {
