@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Float, Int
 from safetensors.torch import load_file, save_file
 from sklearn.linear_model import LogisticRegression
+from threadpoolctl import threadpool_limits
 from torch import Tensor
 from tqdm import tqdm
 
@@ -101,7 +102,8 @@ def scale(pooled: Float[Tensor, "texts d_model"]) -> float:
 def fit(pooled: Float[Tensor, "texts d_model"], labels: Int[np.ndarray, "texts"], layer: int, strength: float = STRENGTH) -> Probe:
     """Fit a probe on centred features divided by one common scale; both are folded into the weights."""
     centre, width = pooled.mean(0), scale(pooled)
-    regression = classifier(strength).fit(((pooled - centre) / width).numpy(), labels)
+    with threadpool_limits(1):  # on so small a matrix threads wait for each other
+        regression = classifier(strength).fit(((pooled - centre) / width).numpy(), labels)
     weight = torch.tensor(regression.coef_[0], dtype=torch.float32) / width
     return Probe(weight, torch.tensor(regression.intercept_[0], dtype=torch.float32) - weight @ centre, layer)
 

@@ -54,7 +54,9 @@ def main() -> None:
         with torch.inference_mode():
             found[name] = {
                 "reading 1,024 tokens": seconds(lambda: lm.model(window), repeat),
-                "writing 20 tokens after 64 prompts": seconds(lambda: generation.generate(lm, prompts, new_tokens=profile.new_tokens, max_prompt_tokens=profile.max_prompt_tokens), repeat),
+                "writing 20 tokens after 64 prompts": seconds(
+                    lambda: generation.generate(lm, prompts, new_tokens=profile.new_tokens, max_prompt_tokens=profile.max_prompt_tokens), repeat
+                ),
             }
         step()
         found[name]["DPO step, 8 pairs"] = statistics.median(steps)
