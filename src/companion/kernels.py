@@ -48,7 +48,7 @@ def _addmm(bias: Tensor, a: Tensor, b: Tensor, *, beta: float = 1, alpha: float 
 def install() -> Library | None:
     """Multiply fp32 matrices by oneDNN from now on, in this process, if that is worth it: on AMD processors under Linux.
 
-    The products of :func:`torch.nn.functional.linear`, forward and backward, go through ``mm`` and ``addmm``.
+    The products of ``linear``, forward and backward, go through ``mm`` and ``addmm``.
     """
     cpuinfo = Path("/proc/cpuinfo")
     if not (torch._C._has_mkldnn and cpuinfo.exists() and "AuthenticAMD" in cpuinfo.read_text()):
