@@ -65,5 +65,12 @@ def test_other_products_are_left_to_torch():
         torch.mm(a[None], b)
 
 
-def test_installing_twice_does_it_once():
+def test_installed_once_linear_layers_go_through_onednn(monkeypatch):
+    if kernels.install() is None:
+        pytest.skip("no AMD processor under Linux")
     assert kernels.install() is kernels.install()
+    shapes, product = [], kernels.onednn
+    monkeypatch.setattr(kernels, "onednn", lambda a, b, bias=None: shapes.append((*a.shape, b.shape[1])) or product(a, b, bias))
+    x, w = torch.randn(40, 256, requires_grad=True), torch.randn(384, 256, requires_grad=True)
+    torch.nn.functional.linear(x, w).sum().backward()
+    assert sorted(shapes) == [(40, 256, 384), (40, 384, 256), (384, 40, 256)]  # value, gradients of x and w
