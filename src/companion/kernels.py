@@ -1,8 +1,8 @@
 """Matrix products in fp32 on AMD processors: oneDNN's instead of MKL's.
 
 torch asks MKL for them, and MKL keeps its AVX-512 code for Intel's processors. oneDNN, which comes with
-torch, too, goes by what a processor can do: single products up to 2.3 times as fast on an EPYC with AVX-512, a tenth with
-its AVX2 alone (``tests/benchmarks/bench_kernels.py``). Both sum in fp32; results differ in the last bits.
+torch, too, goes by what a processor can do: on an EPYC with AVX-512 reading and writing are 1.7 times as fast
+(``tests/benchmarks/bench_kernels.py``). Both sum in fp32; results differ in the last bits.
 """
 
 from __future__ import annotations
