@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
-import re
 from html import escape
 from pathlib import Path
 
@@ -13,7 +10,7 @@ import numpy as np
 import pandas as pd
 from IPython.display import HTML
 
-from companion import plots
+from companion import plots, widget
 
 TEMPLATE = Path(__file__).with_name("explorer.html")
 COLUMNS = ("layer", "index", "cosine", "before", "after", "p_before", "p_after", "reduction", "low", "high", "group", "role", "tokens")
@@ -31,10 +28,8 @@ def html(rows: pd.DataFrame, *, title: str, limit: int = 4000) -> HTML:
     The same input gives the same text, and may stand on a page twice.
     """
     drawn = largest(rows, limit)
-    data = _for_script({"columns": COLUMNS, "layers": np.unique(rows["layer"]).tolist(), "rows": records(drawn)})
-    parts = {"title": escape(title), "note": escape(note(rows, drawn)), "legend": _legend(), "data": data}
-    parts["id"] = "neurons-" + hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12]
-    return HTML(re.sub(r"@([a-z]+)@", lambda found: parts[found[1]], TEMPLATE.read_text(encoding="utf-8")))  # in one pass: a token may read @id@
+    data = {"columns": COLUMNS, "layers": np.unique(rows["layer"]).tolist(), "rows": records(drawn)}
+    return widget.html(TEMPLATE, "neurons", data, title=title, note=note(rows, drawn), legend=_legend())
 
 
 def largest(rows: pd.DataFrame, limit: int) -> pd.DataFrame:
@@ -70,14 +65,9 @@ def _compact(value: object) -> object:
     return float(f"{value:.4g}") if math.isfinite(value) else None
 
 
-def _for_script(value: object) -> str:
-    """JSON for a script element. Escaping every ``<`` keeps tokens from closing it (``</script>``) or its comments from hiding the end (``<!--``)."""
-    return json.dumps(value, separators=(",", ":"), allow_nan=False).replace("<", r"\u003c")
-
-
 def _legend() -> str:
     button = (
-        '<button type="button" data-group="{name}" aria-pressed="true" style="--nx-colour: {colour}">'
+        '<button type="button" data-group="{name}" aria-pressed="true" style="--wx-colour: {colour}">'
         '<svg viewBox="-1.3 -1.3 2.6 2.6" stroke-width="0.3" aria-hidden="true"><path d="{path}"/></svg><b>{name}</b><span></span><small>{meaning}</small></button>'
     )
     return "".join(button.format(name=name, colour=COLOURS[name], path=SHAPES[name], meaning=escape(meaning)) for name, meaning in GROUPS.items())

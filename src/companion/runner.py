@@ -152,7 +152,7 @@ def _explain(error: PapermillExecutionError, chapter: Chapter, partial: Path, lo
 
 def chapter_key(chapter: Chapter, parameters: dict[str, object]) -> str:
     """Key of everything an executed chapter depends on."""
-    sources = sorted(p for p in paths.PACKAGE.rglob("*") if p.suffix in (".py", ".html", ".toml"))
+    sources = sorted(p for p in paths.PACKAGE.rglob("*") if p.suffix in (".py", ".html", ".css", ".toml"))
     sources += sorted(p for p in paths.DATA.rglob("*") if p.is_file() and p.suffix != ".md")
     digest = hashlib.sha256()
     for path in [chapter.path, *sources]:

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
-import json
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from html import escape
 from pathlib import Path
 
 import torch
@@ -16,7 +12,7 @@ from IPython.display import HTML
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from companion import plots, show
+from companion import plots, show, widget
 from companion.marco import rewriting
 from companion.marco.denoiser import ROLES, Denoiser
 from companion.marco.rewriting import Script, Settings
@@ -135,9 +131,7 @@ def html(items: Sequence[Blanked], denoiser: Denoiser, starts: Mapping[str, Sett
     shown = [item for item in items if item.blanks]
     names = {"columns": ["base", "expert", "anti-expert"], "listed": LISTED}
     data = {**names, "sentences": [_sentence(item, denoiser, list(starts.values())) for item in shown], **_controls(starts)}
-    parts = {"title": escape(title), "note": escape(NOTE), "bar": plots.DPO, "data": _for_script(data)}
-    parts["id"] = "blanks-" + hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12]
-    return HTML(re.sub(r"@([a-z]+)@", lambda found: parts[found[1]], TEMPLATE.read_text(encoding="utf-8")))  # in one pass: a token may read @id@
+    return widget.html(TEMPLATE, "blanks", data, title=title, note=NOTE, accent=plots.DPO)
 
 
 NOTE = (
@@ -168,8 +162,3 @@ def _controls(starts: Mapping[str, Settings]) -> dict[str, object]:
         used = [row[i] for row in values.values()]
         sliders.append({"key": key, "name": name, "low": min(low, *used), "high": max(high, *used), "step": step})
     return {"sliders": sliders, "presets": [{"name": name, "values": row} for name, row in values.items()]}
-
-
-def _for_script(value: object) -> str:
-    """JSON for a script element; with every ``<`` escaped no token can close it or open a comment in it."""
-    return json.dumps(value, separators=(",", ":"), allow_nan=False).replace("<", r"\u003c")
