@@ -132,7 +132,7 @@ def rewrite(
 
 @app.command("train-experts")
 def train_experts(to: Annotated[Path | None, typer.Option(help="folder for the adapters; data/adapters if not given")] = None) -> None:
-    """Train MaRCo's three adapters on the public data (about an hour on 2 cores). Ctrl-C is safe: run again to go on."""
+    """Train MaRCo's three adapters on the public data (about an hour and a half on 2 cores). Ctrl-C is safe: run again to go on."""
     from companion.marco import adapters
 
     adapters.make(models.load(models.EMBEDDED), to or adapters.FOLDER)

@@ -77,7 +77,8 @@ README_ROWS = (
     ("controls_net_text_share", "part of the net that the base model shows when it reads DPO's text (control)", ".0%", ""),
     ("controls_net_text_share_early", "the same over the layers before the probe (control)", ".0%", ""),
     ("controls_drop_shuffled", "relative drop by DPO on shuffled preferences (control)", ".0%", ""),
-    ("editing_drop_published", "relative drop by tuning-free editing", ".0%", ""),
+    ("editing_drop_published", "relative drop by tuning-free editing, cosines with the probe", ".0%", ""),
+    ("editing_drop_embedding", "the same, cosines with the embedding of swear words (the text breaks down in both)", ".0%", ""),
     ("editing_drop_random", "the same on random neurons (control; the text breaks down)", ".0%", ""),
     ("evaluation_drop_marco", "relative drop by MaRCo, over all its sentences", ".0%", "49 % to 51 %"),
     ("evaluation_similarity_marco", "similarity of the rewrites to the originals", ".2f", ".94 to .96 (BERTScore)"),
@@ -149,13 +150,20 @@ def update_readme(embedded: Path, public: Path) -> None:
     found = [run["results"] for run in runs]
     _figure(found[0], paths.project() / "pages" / "images" / "results.png")
 
-    def cells(name: str, spec: str) -> str:
+    page = paths.project() / "pages" / "public_results.md"
+    before = _cells(page)
+
+    def cells(name: str, spec: str, row: str, first: int) -> str:
+        """One cell per run. What a run does not have stands as it stood: chapters may be run one at a time."""
         return " | ".join(
-            f"{r[name]['value']:{spec}} [{r[name]['low']:{spec}}, {r[name]['high']:{spec}}], {r[name]['n']:,}" if name in r else "not run yet" for r in found
+            f"{r[name]['value']:{spec}} [{r[name]['low']:{spec}}, {r[name]['high']:{spec}}], {r[name]['n']:,}"
+            if name in r
+            else before.get((row, first + i), "not run yet")
+            for i, r in enumerate(found)
         )
 
     lines = ["| result | embedded: value [95 % interval], n | public data: value [95 % interval], n | published |", "|---|---|---|---|"]
-    lines += [f"| {what} | {cells(name, spec)} | {published} |" for name, what, spec, published in README_ROWS]
+    lines += [f"| {what} | {cells(name, spec, what, 0)} | {published} |" for name, what, spec, published in README_ROWS]
     versions = ", ".join(f"{k} {runs[0]['versions'][k]}" for k in ("python", "torch", "transformers"))
     lines.append(f"\nFrom `results.json` of runs of the profiles `embedded` and `public` on {runs[0]['machine']['cores']} cores ({versions}).")
     _replace(paths.project() / "README.md", "\n".join(lines))
@@ -171,9 +179,15 @@ def update_readme(embedded: Path, public: Path) -> None:
     for name in found[0]:
         chapter, _, what = name.partition("_drop_")
         if what and chapter in ("ablation", "patching", "editing"):
-            perplexity = f"{chapter}_perplexity_{what}"
-            lines.append(f"| {chapter}: {what.replace('_', ' ')} | {cells(name, '.0%')} | {cells(perplexity, ',.1f') if perplexity in found[0] else ' | '} |")
-    _replace(paths.project() / "pages" / "public_results.md", "\n".join(lines))
+            perplexity, row = f"{chapter}_perplexity_{what}", f"{chapter}: {what.replace('_', ' ')}"
+            lines.append(f"| {row} | {cells(name, '.0%', row, 0)} | {cells(perplexity, ',.1f', row, 2) if perplexity in found[0] else ' | '} |")
+    _replace(page, "\n".join(lines))
+
+
+def _cells(page: Path) -> dict[tuple[str, int], str]:
+    """What the tables of a page say, by row and column (0: the first after the row's name)."""
+    rows = (line.strip("|").split(" | ") for line in page.read_text().splitlines() if line.startswith("| "))
+    return {(name.strip(), i): cell.strip() for name, *cells in rows for i, cell in enumerate(cells)}
 
 
 def _replace(path: Path, block: str) -> None:

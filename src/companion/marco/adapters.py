@@ -1,7 +1,7 @@
 """Experts by profile: the shipped adapters, small ones trained on the spot, or the published BART models.
 
 ``data/adapters`` holds one PEFT folder per role and the settings chosen for them;
-``companion train-experts`` remakes them from the public data in about an hour on 2 cores.
+``companion train-experts`` remakes them from the public data in about an hour and a half on 2 cores.
 """
 
 from __future__ import annotations

@@ -100,10 +100,10 @@ def _cut(sentence: Sentence, masked: Sequence[int]) -> tuple[list[str], list[str
 
 
 def presets(settings: Settings) -> dict[str, Settings]:
-    """Strengths to start from: those in use, the paper's for microaggressions, and the two ablations of chapter 11."""
+    """Strengths to start from: those in use, the paper's for Social Bias Frames, and the two ablations of chapter 11."""
     return {
         "settings in use": settings,
-        "microaggressions as published": rewriting.PUBLISHED["microaggressions"],
+        "SBF as published": rewriting.PUBLISHED["sbf"],
         "no anti-expert": replace(settings, alpha_anti=0.0),
         "expert only": rewriting.alone(settings),
     }

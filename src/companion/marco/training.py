@@ -39,7 +39,7 @@ class AdapterConfig:
     rank: int = 8
     alpha: int = 16
     batch_size: int = 24
-    base_steps: int = 640
+    base_steps: int = 1280
     expert_steps: int = 140
     contrast_steps: int = 160
     base_rate: float = 1e-3
