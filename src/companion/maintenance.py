@@ -123,7 +123,7 @@ def update_baseline(folder: Path) -> None:
                 entry["published"] = key
             baseline[name] = entry
     path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps(baseline, indent=1) + "\n")
+    path.write_text(json.dumps(dict(sorted(baseline.items())), indent=1) + "\n")  # sorted: a difference shows what moved
 
 
 def published_key(name: str) -> dict[str, str] | None:
