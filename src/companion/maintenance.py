@@ -73,7 +73,7 @@ README_ROWS = (
     ("patching_drop_dampened", "relative drop by patching dampened toxic neurons", ".0%", "26 %"),
     ("patching_drop_clamp_all", "relative drop by holding all neurons at the base model's own means (control)", ".0%", ""),
     ("decomposition_tp_minus_gross", "dampened toxic neurons' share of the gross reduction", ".1%", "31.8 %"),
-    ("decomposition_tp_minus_net", "the same neurons' share of the net reduction", ".0%", "209 %"),
+    ("decomposition_tp_minus_net", "the same neurons' share of the net reduction", ".0%", "209 % (stored notebooks)"),
     ("controls_net_text_share", "part of the net that the base model shows when it reads DPO's text (control)", ".0%", ""),
     ("controls_net_text_share_early", "the same over the layers before the probe (control)", ".0%", ""),
     ("controls_drop_shuffled", "relative drop by DPO on shuffled preferences (control)", ".0%", ""),
