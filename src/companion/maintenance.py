@@ -71,6 +71,7 @@ README_ROWS = (
     ("ablation_drop_200", "relative drop by ablating the 200 most toxic value vectors", ".0%", "11 %"),
     ("ablation_drop_random_200", "the same for random neurons of the same norms (control)", ".0%", ""),
     ("patching_drop_dampened", "relative drop by patching dampened toxic neurons", ".0%", "26 %"),
+    ("patching_drop_all", "relative drop by patching all neurons", ".0%", ""),
     ("patching_drop_clamp_all", "relative drop by holding all neurons at the base model's own means (control)", ".0%", ""),
     ("decomposition_tp_minus_gross", "dampened toxic neurons' share of the gross reduction", ".1%", "31.8 %"),
     ("decomposition_tp_minus_net", "the same neurons' share of the net reduction", ".0%", "209 % (stored notebooks)"),

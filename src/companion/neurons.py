@@ -63,8 +63,8 @@ class Role(IntEnum):
     def magnitude(self) -> str:
         """Name in version 1 of the paper, where ``TP−`` shrinks towards 0 and ``TN+`` grows away from it.
 
-        It is defined there by the change of the activation. The two namings agree wherever the
-        value vector did not change sides.
+        It is defined there by the change of the activation. The two namings agree unless the change of
+        the value vector outweighs it.
         """
         shrinks = self.reduces == (self.group in (Group.TP, Group.AN))
         return f"{self.group.name}{'−' if shrinks else '+'}"
