@@ -30,7 +30,7 @@ def cache(tmp_path, monkeypatch) -> Path:
 def module(folder: Path, source: str) -> types.ModuleType:
     """A module object whose file holds ``source``."""
     path = folder / f"module_{len(list(folder.glob('module_*')))}.py"
-    path.write_text(source)
+    path.write_text(source, encoding="utf-8")
     made = types.ModuleType(path.stem)
     made.__file__ = str(path)
     return made
@@ -41,7 +41,7 @@ def writer(text: str = "made", calls: list | None = None):
         if calls is not None:
             calls.append(folder)
         (folder / "sub").mkdir(exist_ok=True)
-        (folder / "a.txt").write_text(text)
+        (folder / "a.txt").write_text(text, encoding="utf-8")
         (folder / "sub" / "b.bin").write_bytes(bytes(range(256)))
 
     return build
@@ -87,9 +87,9 @@ def test_built_once_then_loaded(cache):
     first = artifacts.artifact("kind", {"n": 1}, writer("one", calls))
     second = artifacts.artifact("kind", {"n": 1}, writer("two", calls))
     assert first == second and len(calls) == 1
-    assert (second / "a.txt").read_text() == "one"
+    assert (second / "a.txt").read_text(encoding="utf-8") == "one"
     assert calls[0] != first  # never built in place
-    manifest = json.loads((first / artifacts.MANIFEST).read_text())
+    manifest = json.loads((first / artifacts.MANIFEST).read_text(encoding="utf-8"))
     assert set(manifest["files"]) == {"a.txt", os.path.join("sub", "b.bin")}
     assert manifest["files"]["a.txt"] == {"bytes": 3, "sha256": artifacts.sha256_file(first / "a.txt")}
     assert manifest["inputs"]["n"] == 1 and manifest["kind"] == "kind"
@@ -101,12 +101,12 @@ def test_interrupted_build_leaves_no_artifact_and_resumes(cache, error):
 
     def failing(folder: Path) -> None:
         folders.append(folder)
-        (folder / "checkpoint").write_text("half")
+        (folder / "checkpoint").write_text("half", encoding="utf-8")
         raise error
 
     def resuming(folder: Path) -> None:
         folders.append(folder)
-        assert (folder / "checkpoint").read_text() == "half"
+        assert (folder / "checkpoint").read_text(encoding="utf-8") == "half"
         (folder / "checkpoint").rename(folder / "result")
 
     with pytest.raises(type(error)):
@@ -114,7 +114,7 @@ def test_interrupted_build_leaves_no_artifact_and_resumes(cache, error):
     assert [p for p in (cache / "kind").iterdir() if p.is_dir()] == folders  # only the partial folder
     final = artifacts.artifact("kind", {}, resuming)
     assert folders[0] == folders[1] != final and folders[0].suffix == ".partial"
-    assert not folders[0].exists() and (final / "result").read_text() == "half"
+    assert not folders[0].exists() and (final / "result").read_text(encoding="utf-8") == "half"
     assert set(artifacts.verify(final)["files"]) == {"result"}
 
 
@@ -125,9 +125,9 @@ def test_killed_process_leaves_no_artifact(cache):
         "def build(folder):\n    (folder / 'checkpoint').write_text('half')\n    os.kill(os.getpid(), 9)\n"
         "artifacts.artifact('kind', {}, build)\n"
     )
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == -9
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode in (-9, 9)  # 9 on Windows
     seen = []
-    final = artifacts.artifact("kind", {}, lambda folder: seen.append((folder / "checkpoint").read_text()))
+    final = artifacts.artifact("kind", {}, lambda folder: seen.append((folder / "checkpoint").read_text(encoding="utf-8")))
     assert seen == ["half"] and (final / "checkpoint").is_file()
 
 
@@ -144,8 +144,10 @@ CORRUPTIONS = {
     "missing": lambda folder: (folder / "a.txt").unlink(),
     "a folder instead": lambda folder: ((folder / "a.txt").unlink(), (folder / "a.txt").mkdir()),
     "manifest missing": lambda folder: (folder / artifacts.MANIFEST).unlink(),
-    "manifest truncated": lambda folder: (folder / artifacts.MANIFEST).write_text((folder / artifacts.MANIFEST).read_text()[:-5]),
-    "manifest without files": lambda folder: (folder / artifacts.MANIFEST).write_text("{}"),
+    "manifest truncated": lambda folder: (folder / artifacts.MANIFEST).write_text(
+        (folder / artifacts.MANIFEST).read_text(encoding="utf-8")[:-5], encoding="utf-8"
+    ),
+    "manifest without files": lambda folder: (folder / artifacts.MANIFEST).write_text("{}", encoding="utf-8"),
     "manifest binary": lambda folder: (folder / artifacts.MANIFEST).write_bytes(b"\xff\xfe\x00"),
 }
 
@@ -162,7 +164,7 @@ def test_corrupt_artifact_names_a_remedy_that_works(cache, corrupt):
     assert artifacts.remove_corrupt() == [folder]
     assert not folder.exists() and artifacts.verify(sound)
     again = artifacts.artifact("kind", {"n": 1}, writer("new"))
-    assert again == folder and (again / "a.txt").read_text() == "new"
+    assert again == folder and (again / "a.txt").read_text(encoding="utf-8") == "new"
     assert artifacts.remove_corrupt() == []
 
 
@@ -187,7 +189,7 @@ def test_remove_corrupt_spares_unfinished_work_and_downloads(cache):
     download = cache / "public" / "jigsaw"
     for folder in (partial, download):
         folder.mkdir(parents=True)
-        (folder / "file").write_text("kept")
+        (folder / "file").write_text("kept", encoding="utf-8")
     assert artifacts.remove_corrupt() == []
     assert (partial / "file").is_file() and (download / "file").is_file()
 
@@ -199,7 +201,7 @@ def test_remove_corrupt_spares_unfinished_work_and_downloads(cache):
 )
 def test_full_disk_is_one_sentence_and_keeps_work(cache, error):
     def build(folder: Path) -> None:
-        (folder / "checkpoint").write_text("half")
+        (folder / "checkpoint").write_text("half", encoding="utf-8")
         raise error
 
     with pytest.raises(CompanionError, match=r"disk is full.*COMPANION_CACHE") as caught:
@@ -215,13 +217,45 @@ def test_other_errors_are_not_called_a_full_disk(cache):
             artifacts.artifact("kind", {}, lambda _, error=error: (_ for _ in ()).throw(error))
 
 
+@pytest.mark.parametrize("place", ["file", "file/cache"])
+def test_a_cache_that_cannot_be_written_is_one_sentence(tmp_path, monkeypatch, place):
+    """B34: it names the folder and the variable that moves it."""
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("COMPANION_CACHE", str(tmp_path / place))
+    with pytest.raises(CompanionError, match=r"'.*' cannot be written to \(.+\): set COMPANION_CACHE to a folder of yours\.") as caught:
+        artifacts.artifact("kind", {}, writer())
+    assert str(tmp_path / place) in str(caught.value) and "\n" not in str(caught.value)
+    assert artifacts.remove_corrupt() == []
+
+
+def test_a_cache_that_only_others_may_write_is_one_sentence(cache, monkeypatch):
+    """B34: its folders are there, but no file can be made in them."""
+    cache.mkdir()
+
+    def refuse(self, *args, **kwargs):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(self))
+
+    monkeypatch.setattr(Path, "touch", refuse)
+    with pytest.raises(CompanionError, match=r"cannot be written to \(Permission denied\): set COMPANION_CACHE"):
+        artifacts.artifact("kind", {}, writer())
+    monkeypatch.undo()
+    monkeypatch.setattr(Path, "touch", lambda *_: (_ for _ in ()).throw(OSError(errno.ENOSPC, "full")))
+    with pytest.raises(CompanionError, match="the disk is full"):
+        artifacts.writable(cache)
+
+
+def test_a_made_artifact_leaves_nothing_else_behind(cache):
+    final = artifacts.artifact("kind", {}, writer())
+    assert {path.name for path in cache.rglob("*")} <= {"kind", final.name, f"{final.name}.lock", artifacts.MANIFEST, "a.txt", "sub", "b.bin"}
+
+
 def test_threads_build_once(cache):
     calls, results, gate = [], [], threading.Barrier(4)
 
     def build(folder: Path) -> None:
         calls.append(folder)
         time.sleep(0.2)
-        (folder / "a").write_text("a")
+        (folder / "a").write_text("a", encoding="utf-8")
 
     def ask() -> None:
         gate.wait()

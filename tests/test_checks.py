@@ -23,7 +23,7 @@ def compare(tmp_path, monkeypatch):
     def run(results: dict, baseline: dict | None):
         if baseline is not None:
             (tmp_path / "tests" / "baselines").mkdir(parents=True, exist_ok=True)
-            (tmp_path / "tests" / "baselines" / "smoke.json").write_text(json.dumps(baseline))
+            (tmp_path / "tests" / "baselines" / "smoke.json").write_text(json.dumps(baseline), encoding="utf-8")
         rows, missing = checks.compare({"profile": "smoke", "results": results})
         return {row.name: row for row in rows}, missing
 
@@ -88,6 +88,12 @@ def test_published_value_is_looked_up(compare):
     assert "0.453" in shown(rows)
 
 
+def test_names_are_not_read_as_markup(compare):
+    """B36"""
+    rows, _ = compare({"a[old] [/x]": found(0.4), ":cat:": found(1.0)}, {"a[old] [/x]": expected(0.4)})
+    assert "a[old] [/x]" in shown(rows) and ":cat:" in shown(rows)
+
+
 @pytest.mark.parametrize("key", [{**PUBLISHED, "metric": "nonsense"}, {"source": "lee2024"}])
 def test_published_key_must_pick_one_row(compare, key):
     with pytest.raises(ValueError, match=r"rows of published\.csv, not one"):
@@ -137,7 +143,7 @@ def test_baselines_are_complete_and_refer_to_published_rows():
         assert problems({"a": {**good["a"], **change}}, chapters, published), change
     for path in (Path(__file__).parent / "baselines").glob("*.json"):
         assert path.stem in profiles.names()
-        assert problems(json.loads(path.read_text()), chapters, published) == [], path.name
+        assert problems(json.loads(path.read_text(encoding="utf-8")), chapters, published) == [], path.name
 
 
 def test_published_table_is_sound():

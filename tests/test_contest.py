@@ -95,7 +95,7 @@ def test_the_store_does_not_confuse_what_differs(experts):
 
 def test_what_the_store_holds_is_plain_json(experts):
     contest.marco(experts, ["?!", "so it goes"])
-    rows = json.loads(next(paths.cache().glob("rewrites/*/rewrites.json")).read_text())
+    rows = json.loads(next(paths.cache().glob("rewrites/*/rewrites.json")).read_text(encoding="utf-8"))
     assert rows[0] == {"text": "?!", "masked": [], "divergence": [None]}
     assert all(value >= -1e-6 for value in rows[1]["divergence"])
 

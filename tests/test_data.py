@@ -102,7 +102,7 @@ def test_every_data_folder_has_a_card():
     for folder in folders:
         card = folder / "README.md"
         assert card.is_file(), f"{folder.name} has no card"
-        assert len(card.read_text().split()) >= 40
+        assert len(card.read_text(encoding="utf-8").split()) >= 40
 
 
 # --- how profiles draw ---------------------------------------------------------------------------

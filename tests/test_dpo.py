@@ -94,6 +94,32 @@ def test_the_sides_do_not_see_each_other(lively_lm):
     torch.testing.assert_close(before.flatten()[1:], after.flatten()[1:], rtol=1e-5, atol=1e-5)
 
 
+@torch.no_grad()
+def test_an_empty_completion_has_log_probability_0(lively_lm):
+    """B38: a sum over nothing; the pairs beside it are scored as without it."""
+    assert collate([Triple([1, 2, 3], [], [4, 5])]).source.tolist() == [2, 3]
+    plain = encode_pairs(lively_lm.tokenizer, some_pairs(3), 10, 8)
+    empty = encode_pairs(lively_lm.tokenizer, [Pair("The", "", "!!!", 0, 1), Pair("The", "so", "", 0, 1), Pair("The", "", "", 0, 1)], 10, 8)
+    batch = collate([plain[0], empty[0], plain[1], empty[1], empty[2], plain[2]])
+    assert len(batch.source) == len(batch.target) == int(batch.real.sum())
+    found = completion_logps(lively_lm.model, batch)
+    torch.testing.assert_close(found[[0, 2, 5]], completion_logps(lively_lm.model, collate(plain)), rtol=1e-5, atol=1e-4)
+    assert found[1, 0] == found[3, 1] == 0 and (found[4] == 0).all()
+    naive = [naive_logp(lively_lm.model, empty[0].prompt, empty[0].rejected), naive_logp(lively_lm.model, empty[1].prompt, empty[1].chosen)]
+    torch.testing.assert_close(found[[1, 3], [1, 0]], torch.tensor(naive), rtol=1e-5, atol=1e-4)
+    assert completion_logps(lively_lm.model, collate([empty[2]])).tolist() == [[0, 0]]
+
+
+def test_pairs_with_an_empty_side_can_be_trained_on(tiny, tmp_path):
+    """B38: also a batch in which there is nothing to score."""
+    pairs = [Pair("The cat", "", "!!!", 0, 1), Pair("The cat", "", "", 0, 1)]
+    model = copy.deepcopy(tiny.model)
+    config = DPOConfig(**{**vars(FAST), "batch_size": 1, "steps": 4})
+    history = dpo.train(model, encode_pairs(tiny.tokenizer, pairs, 10, 8), config, tmp_path)
+    assert all(math.isfinite(row["loss"]) for row in history) and all(p.isfinite().all() for p in model.parameters())
+    assert encode_pairs(tiny.tokenizer, [], 10, 8) == []
+
+
 def test_encode_pairs_cuts_and_adds_no_end(tiny):
     pair = Pair("abcdef", "ghijkl", "mn", 0, 1)
     (triple,) = encode_pairs(tiny.tokenizer, [pair], 4, 3)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 
 import numpy as np
 import pytest
@@ -95,6 +96,21 @@ def test_more_tokens_may_end_a_continuation(lively_lm, prompts):
     for before, ids, mask in zip(plain.ids.tolist(), ended.ids, ended.mask, strict=True):
         n = next((i + 1 for i, token in enumerate(before) if token in stop), NEW)
         assert ids[mask].tolist() == before[:n] and int(mask.sum()) == n
+
+
+def test_prompts_that_end_in_a_space_are_counted_in_one_warning(lively_lm):
+    """B14."""
+    prompts = ["The cat ", "a", "Tab\t", "", "x  "]
+    with pytest.warns(UserWarning, match=r"^3 of the prompts end in white space: [^\n]*\.$") as found:
+        spaced = generate(lively_lm, prompts, new_tokens=3, batch_size=2)
+    assert [warning.filename for warning in found] == [__file__]
+    rows = tokens.encode(lively_lm.tokenizer, prompts)
+    assert [len(row) for row in rows] == [8, 1, 4, 1, 3]  # read as they stand
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # a line end may be meant, and what is cut off does no harm
+        generate(lively_lm, ["The cat", "Answer:\n", "\n", "abcde  "], new_tokens=2, max_prompt_tokens=5)
+        generate(lively_lm, [], new_tokens=2)
+        assert torch.equal(generate(lively_lm, ["a"], new_tokens=3).ids[0], spaced.ids[1])
 
 
 def test_prompts_are_cut(lively_lm):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import random
+import re
 from unittest import mock
 
 import numpy as np
@@ -444,6 +445,83 @@ def test_pieces_join_to_the_text(text):
     pieces = documents.cut(text)
     assert "".join(pieces) == text
     assert all(len(piece.split()) <= documents.PIECE for piece in pieces)
+
+
+def by_words(text: str) -> list[str]:
+    """The rule for text with spaces: after sentence ends and line breaks, and after 30 words."""
+    pieces, words = [""], 0
+    for part in re.findall(r"\s*\S+|\s+$", text):
+        space = part[: len(part) - len(part.lstrip())]
+        if words == 30 or (words and (re.search(r"[.!?…]['\")\]]*$", pieces[-1]) or "\n" in space)):
+            pieces.append("")
+            words = 0
+        pieces[-1] += part
+        words += 1
+    return [piece for piece in pieces if piece]
+
+
+ENGLISH = "the cat sat, so it said ‘don’t’ naïve — well-known (really?) or 'no!' https://a.b/c?d=e.f#g mat. wait… OK? end.)"
+
+
+@given(st.lists(st.sampled_from([*ENGLISH.split(), "\n", "\r\n", "\t"]), max_size=120))
+def test_english_is_cut_by_sentences_and_words(some):
+    """B32: as before there was a limit for text without spaces."""
+    assert documents.cut(" ".join(some)) == by_words(" ".join(some))
+
+
+RUNS = ["你们都", "😀", "。", "！」", "x", "a. b", " ", "\r", "\u2028", "é", "白" * 300, "y" * 900, "?!" * 200, " " * 500]
+
+
+@given(st.lists(st.sampled_from(RUNS), max_size=90))
+def test_text_without_spaces_is_cut_too(some):
+    """B32: however a text is written, pieces join to it, and what is read of one is bounded. B10: and is one line."""
+    text = "".join(some)
+    pieces = documents.cut(text)
+    assert "".join(pieces) == text and all(pieces)
+    assert all(len(piece.strip().encode()) <= documents.LONG and len(piece.split()) <= documents.PIECE for piece in pieces)
+    assert not any(documents.LINE_BREAK.search(piece.strip()) for piece in pieces)
+
+
+def test_sentences_without_spaces_are_pieces():
+    """B32."""
+    assert documents.cut("你好。他说「走！」我不走？好") == ["你好。", "他说「走！」", "我不走？", "好"]
+    assert documents.cut("see a.b.c/d!e, ok. Yes\rno\u2028so") == ["see a.b.c/d!e, ok.", " Yes", "\rno", "\u2028so"]
+
+
+def test_the_rewriter_reads_no_more_than_a_piece_at_a_time():
+    """B32: a line of Chinese as long as a line may be; its 54,000 bytes were read at once."""
+    seen = []
+
+    def rewriter(texts: list[str]) -> list[rewriting.Rewrite]:
+        seen.extend(texts)
+        assert len(texts) <= documents.TOGETHER
+        return [rewriting.Rewrite(text, text, words.Sentence(text, [], []), np.zeros(0)) for text in texts]
+
+    text = "我不喜欢你们的房子" * 2000
+    assert documents.rewrite(rewriter, [text])[0].text == text
+    assert max(len(piece.encode()) for piece in seen) <= documents.LONG and len(seen) < len(text) / 100
+
+
+@pytest.mark.parametrize("wrong", [None, "you idiot", ["a", None], ["a", "caf\udce9"]], ids=repr)
+def test_what_is_no_list_of_texts_is_one_sentence(denoiser, tiny_llama, wrong):
+    """B12, B35."""
+    rewriter, similarity = Rewriter(denoiser, SETTINGS), quality.Similarity()
+    calls = [rewriter, lambda texts: documents.rewrite(rewriter, texts), lambda texts: baselines.delete(denoiser, texts)]
+    calls += [lambda texts: baselines.ask(tiny_llama, texts), lambda texts: quality.nll(tiny_llama, texts)]
+    calls += [lambda texts: similarity(texts, texts), lambda texts: quality.bleu(texts, texts)]
+    for call in calls:
+        with pytest.raises(CompanionError, match=r"^[^\n]*(list of texts|texts\[1\])[^\n]*\.$"):
+            call(wrong)
+
+
+def test_any_sequence_of_texts_can_be_rewritten(denoiser):
+    """B12: what worked goes on working."""
+    texts, rewriter = ["so it goes, my friend", "ok then"], Rewriter(denoiser, SETTINGS)
+    expected = [rewrite.text for rewrite in rewriter(texts)]
+    for some in (tuple(texts), np.array(texts), pd.Series(texts, index=[3, 4])):
+        assert [rewrite.text for rewrite in rewriter(some)] == expected
+        assert [d.original for d in documents.rewrite(rewriter, some)] == texts
+    assert rewriter([]) == documents.rewrite(rewriter, ()) == []
 
 
 def test_long_texts_are_rewritten_in_pieces(denoiser):

@@ -6,7 +6,10 @@ import dataclasses
 import importlib.machinery
 import importlib.util
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -106,9 +109,9 @@ def drop_a_weight(folder: Path) -> None:
 
 
 def other_shape(folder: Path) -> None:
-    config = json.loads((folder / "config.json").read_text())
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     config["vocab_size"] += 1
-    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
 
 
 def no_tokenizer(folder: Path) -> None:
@@ -125,9 +128,9 @@ DAMAGE = {
     "truncated weights": truncate,
     "a weight missing": drop_a_weight,
     "weights of another shape": other_shape,
-    "config is no JSON": lambda f: (f / "config.json").write_text("{"),
-    "unknown architecture": lambda f: (f / "config.json").write_text('{"model_type": "nonsense"}'),
-    "tokenizer is no JSON": lambda f: (f / "tokenizer.json").write_text("{"),
+    "config is no JSON": lambda f: (f / "config.json").write_text("{", encoding="utf-8"),
+    "unknown architecture": lambda f: (f / "config.json").write_text('{"model_type": "nonsense"}', encoding="utf-8"),
+    "tokenizer is no JSON": lambda f: (f / "tokenizer.json").write_text("{", encoding="utf-8"),
     "no tokenizer": no_tokenizer,
 }
 
@@ -148,6 +151,86 @@ def test_unknown_name_says_what_there_is(name, cache):
     assert_one_sentence(caught.value)
     assert all(known in str(caught.value) for known in (name, models.EMBEDDED, *NAMES))
     assert not finished(cache)
+
+
+def test_a_proxy_that_the_hub_cannot_use_is_named(cache, tmp_path):
+    """B33: in a process of its own, because the tests are offline from the start."""
+    code = (
+        "from companion import models\nfrom companion.errors import CompanionError\n"
+        "try:\n    models.load('no/such-model')\nexcept CompanionError as error:\n    print(error)"
+    )
+    environment = {name: value for name, value in os.environ.items() if "PROXY" not in name.upper()} | {
+        "HF_HUB_OFFLINE": "0",
+        "HF_HOME": str(tmp_path / "hub"),
+        "ALL_PROXY": "socks9://user:secret@127.0.0.1:9",  # of no kind that there is
+    }
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "the model 'no/such-model' could not be had from the Hub: the likely cause is the proxy in ALL_PROXY, so correct or unset it.\n"
+
+
+@pytest.mark.parametrize(
+    ("error", "blamed"),
+    [
+        (ImportError("Using SOCKS proxy, but the 'socksio' package is not installed."), True),
+        (ValueError("Unknown scheme for proxy URL URL('ftp://x')"), True),
+        (OSError("there is no such file"), False),
+        (ImportError("this model needs the sentencepiece library"), False),
+    ],
+    ids=["no SOCKS", "no such scheme", "no file", "no library"],
+)
+def test_a_proxy_is_blamed_only_for_what_it_can_have_caused(cache, monkeypatch, error, blamed):
+    """B33: an import that fails for another reason stays what it is."""
+
+    def fail(*args, **kwargs):
+        raise error
+
+    monkeypatch.setenv("HTTPS_PROXY", "socks5://127.0.0.1:9")
+    monkeypatch.setattr(models.AutoModelForCausalLM, "from_pretrained", fail)
+    with pytest.raises(CompanionError if blamed or isinstance(error, OSError) else ImportError) as caught:
+        models.load("no/such-model")
+    assert ("the proxy in HTTPS_PROXY" in str(caught.value)) == blamed
+    if blamed:
+        monkeypatch.delenv("HTTPS_PROXY")
+        assert artifacts.blamed_proxy(error) == ""  # nothing to blame
+
+
+# --- devices -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def card(monkeypatch):
+    """Pretend that there is a card on which arithmetic works or fails."""
+
+    def pretend(there: bool, error: Exception | None) -> None:
+        def zeros(*size, device=None, **more):
+            if error:
+                raise error
+            return plain(*size, **more)
+
+        plain = torch.zeros
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: there)
+        monkeypatch.setattr(torch, "zeros", zeros)
+
+    models.usable_cuda.cache_clear()
+    yield pretend
+    models.usable_cuda.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("there", "error", "usable"),
+    [
+        (False, AssertionError("Torch not compiled with CUDA enabled"), False),
+        (True, RuntimeError("CUDA error: no kernel image is available for execution on the device"), False),
+        (True, None, True),
+    ],
+    ids=["no card", "too old for the build", "works"],
+)
+def test_a_card_counts_if_it_can_compute(card, there, error, usable):
+    """B40: is_available says yes of a card for which the wheel has no code."""
+    card(there, error)
+    assert models.usable_cuda() is usable
+    assert models.best_device().type == ("cuda" if usable else "cpu")
 
 
 @pytest.mark.parametrize("name, package", [(name, source.parts[-1][0]) for name, source in models.PACKAGED.items()])

@@ -182,7 +182,7 @@ def test_write_and_read(pairs, tmp_path_factory):
 
 def test_read_ignores_unknown_fields(tmp_path):
     line = '{"prompt": "p", "chosen": "c", "rejected": "r", "chosen_toxicity": 0.1, "rejected_toxicity": 0.9, "note": "x"}'
-    (tmp_path / "pairs.jsonl").write_text(f"{line}\n\n{line}\n")
+    (tmp_path / "pairs.jsonl").write_text(f"{line}\n\n{line}\n", encoding="utf-8")
     assert preferences.read(tmp_path / "pairs.jsonl") == [Pair("p", "c", "r", 0.1, 0.9)] * 2
 
 
@@ -204,7 +204,7 @@ def test_make_pairs(lively_lm, direction, prompts, tmp_path, monkeypatch):
     scorer, common = ByteScorer(), {"settings": QUICK, "rounds": 2, "new_tokens": NEW, "max_prompt_tokens": 50, "seed": 0, "folder": tmp_path}
     made = {margin: make_pairs(lively_lm, direction, prompts, scorer, margin=margin, **common) for margin in (-1.0, 0.2)}
 
-    civil, *toxic = (json.loads((tmp_path / name).read_text()) for name in ("civil.jsonl", "toxic_0.jsonl", "toxic_1.jsonl"))
+    civil, *toxic = (json.loads((tmp_path / name).read_text(encoding="utf-8")) for name in ("civil.jsonl", "toxic_0.jsonl", "toxic_1.jsonl"))
     score = {text: scorer([text])[0] for text in (*civil, *toxic[0], *toxic[1], *greedy.texts)}
     for margin, pairs in made.items():
         expected = []

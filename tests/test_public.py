@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import http.server
 import json
+import os
 import threading
 from pathlib import Path
 
@@ -111,6 +112,54 @@ def test_failed_download_is_one_sentence(tmp_path, monkeypatch, cache, server, w
     with pytest.raises(CompanionError, match=r"could not be downloaded.*COMPANION_DATA") as caught:
         public.fetch("marco/other.csv")
     assert "\n" not in str(caught.value) and not stored(cache)
+
+
+@pytest.mark.parametrize("variable", ["HTTPS_PROXY", "https_proxy", "ALL_PROXY"])
+@pytest.mark.parametrize("proxy", ["socks5h://127.0.0.1:9", "http://127.0.0.1:9", "http://[bad", "nonsense://x"])
+def test_a_proxy_that_does_not_work_is_named(tmp_path, monkeypatch, cache, variable, proxy):
+    """B33: requests has no SOCKS, or nobody answers; the value is not shown, it may hold a password."""
+    register(tmp_path / "data", monkeypatch, CONTENT, "https://127.0.0.1:9/nothing")
+    for name in ("HTTPS_PROXY", "ALL_PROXY", "HTTP_PROXY", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.lower(), raising=False)
+    monkeypatch.setenv(variable, proxy)
+    with pytest.raises(CompanionError, match=rf"could not be downloaded .*the likely cause is the proxy in {variable}\b.*COMPANION_DATA") as caught:
+        public.fetch("marco/other.csv")
+    assert "\n" not in str(caught.value) and "sha256" not in str(caught.value) and proxy not in str(caught.value) and not stored(cache)
+
+
+def test_a_proxy_is_not_blamed_for_what_a_server_said(tmp_path, monkeypatch, cache, server):
+    """B33: another file, or none, came through it."""
+    url = server[0]
+    register(tmp_path / "data", monkeypatch, CONTENT, url.replace("127.0.0.1", "elsewhere.invalid"))
+    monkeypatch.setenv("HTTP_PROXY", url)
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    with pytest.raises(CompanionError, match=r"HTTPError\): check the network"):
+        public.fetch("marco/other.csv")
+
+
+def test_a_cache_that_cannot_be_written_is_not_called_a_failed_download(tmp_path, monkeypatch):
+    """B34"""
+    register(tmp_path / "data", monkeypatch, CONTENT)
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("COMPANION_CACHE", str(tmp_path / "file" / "cache"))
+    with pytest.raises(CompanionError, match=r"file.cache.* cannot be written to .*: set COMPANION_CACHE"):
+        public.fetch("marco/other.csv")
+    put(tmp_path / "local", CONTENT)  # what needs no cache goes on
+    monkeypatch.setenv("COMPANION_DATA", str(tmp_path / "local"))
+    assert public.fetch("marco/other.csv").is_file()
+
+
+@pytest.mark.parametrize("value", ["local", "./local", "~/local", "../user/local"])
+def test_the_local_folder_is_meant_from_where_the_user_is(tmp_path, monkeypatch, value):
+    """B27"""
+    user = tmp_path / "user"
+    register(tmp_path / "data", monkeypatch, CONTENT)
+    put(user / "local", CONTENT)
+    monkeypatch.chdir(user)
+    monkeypatch.setenv("HOME" if os.name == "posix" else "USERPROFILE", str(user))
+    monkeypatch.setenv("COMPANION_DATA", value)
+    assert public.fetch("marco/other.csv") == user / "local" / "marco" / "other.csv"
 
 
 def test_wrong_local_file_is_refused(tmp_path, monkeypatch):

@@ -9,9 +9,12 @@ from pathlib import Path
 import nbformat
 import papermill
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from companion import record
 
+PYTHON = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
 SOURCE = """
 from companion import record
 from companion.metrics import Estimate
@@ -37,7 +40,7 @@ def executed(tmp_path_factory) -> Path:
         nbformat.v4.new_markdown_cell("text"),
         nbformat.v4.new_code_cell("print('output')\nrecord.result('again', 2, seed=0)\nrecord.resources()"),
     ]
-    notebook = nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}})
+    notebook = nbformat.v4.new_notebook(cells=cells, metadata=PYTHON)
     nbformat.write(notebook, folder / "in.ipynb")
     papermill.execute_notebook(str(folder / "in.ipynb"), str(folder / "out.ipynb"), kernel_name="python3", progress_bar=False)
     return folder / "out.ipynb"
@@ -74,6 +77,29 @@ def test_texts_for_the_prose(executed):
 def test_peak_memory_is_in_megabytes(executed):
     peak = record.collect(executed)["peak_memory"]["value"]
     assert 50 < peak < 20_000 and math.floor(peak) == peak
+
+
+def test_prose_waits_for_its_results(tmp_path):
+    """B29: shown at once with what is there, and again whenever a result comes or changes."""
+    sources = [
+        "from companion import record\nrecord.text('early', 'here')",
+        "%%prose\nFirst {{early}}, then {{late}}: $x_{{1}}$ and {cite}`key`.",
+        "record.result('late', 0.25, seed=0, percent=True)",
+        "record.result('late', 0.5, seed=0, percent=True)",
+    ]
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in sources], metadata=PYTHON)
+    nbformat.write(notebook, tmp_path / "in.ipynb")
+    papermill.execute_notebook(str(tmp_path / "in.ipynb"), str(tmp_path / "out.ipynb"), kernel_name="python3", progress_bar=False)
+    [shown] = nbformat.read(tmp_path / "out.ipynb", as_version=4).cells[1].outputs
+    assert shown.data["text/markdown"].strip() == "First here, then 50.0 %: $x_{{1}}$ and {cite}`key`."
+
+
+@given(st.dictionaries(st.from_regex(r"[a-z]\w{0,5}", fullmatch=True), st.text(alphabet="ab1 %", max_size=5), max_size=4), st.text(max_size=20))
+def test_prose_is_filled_by_name(texts, rest):
+    source = rest.replace("{", "") + "".join(f" {{{{{name}}}}}" for name in texts)
+    assert record.filled(source, texts) == rest.replace("{", "") + "".join(f" {value}" for value in texts.values())
+    assert record.names(source) == list(texts)
+    assert record.filled(source, {}).count(record.UNKNOWN) >= len(texts)
 
 
 def test_a_notebook_without_results(tmp_path):

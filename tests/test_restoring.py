@@ -180,7 +180,7 @@ def test_held_out_comments_are_halves_of_both_labels():
 def test_history_goes_on_from_the_base(tmp_path):
     rows = [{"step": k, "loss": 1.0, "seconds": 0.1} for k in range(3)]
     config = dataclasses.asdict(training.AdapterConfig(base_steps=3, expert_steps=3))
-    (tmp_path / "history.json").write_text(json.dumps({"config": config, "history": dict.fromkeys(ROLES, rows)}))
+    (tmp_path / "history.json").write_text(json.dumps({"config": config, "history": dict.fromkeys(ROLES, rows)}), encoding="utf-8")
     found = restoring.history(tmp_path)
     assert found.of(BASE).step.tolist() == [1, 2, 3]
     assert found.of(EXPERT).step.tolist() == [4, 5, 6]

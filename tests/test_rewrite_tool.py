@@ -6,10 +6,14 @@ import copy
 import dataclasses
 import io
 import json
+import subprocess
 import sys
+from unittest import mock
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from companion import cli, models, profiles
@@ -45,7 +49,7 @@ def rewriter(tiny_experts):
 def shipped_folder(tiny_experts, tmp_path, monkeypatch):
     """A folder with the tiny adapters and settings, in the place of ``data/adapters``."""
     folder = tmp_path / "adapters"
-    (folder / "settings.json").write_text(json.dumps({"rule": "none", "chosen": CHOSEN, "cautious": 0.5}))
+    (folder / "settings.json").write_text(json.dumps({"rule": "none", "chosen": CHOSEN, "cautious": 0.5}), encoding="utf-8")
     plain = adapters.shipped
     monkeypatch.setattr(adapters, "shipped", lambda lm, at=folder: plain(lm, at))
     return folder
@@ -135,18 +139,21 @@ def test_experts_that_cannot_be_had_are_one_sentence(monkeypatch):
             adapters.of(profiles.load("smoke", experts=experts))
 
 
-LINES = ["so it goes, my friend", "", "?!", "😀 ok #tag", "日本語の文です", "ان هذا", " indented  twice ", "x" * 300, "a\u2028b\x0bc"]
+BREAKS = ["a\u2028b\x0bc", "one\rtwo", "three\x85 four\r"]
+LINES = ["so it goes, my friend", "", "?!", "😀 ok #tag", "日本語の文です", "ان هذا", " indented  twice ", "x" * 300, *BREAKS]
 
 
 def test_lines_in_lines_out(rewriter):
     found = list(tool.rewritten(rewriter, LINES, as_json=False))
     assert len(found) == len(LINES)
     assert found[1] == "" and found[2] == "?!"
-    assert all("\n" not in line for line in found)
+    assert all(len(line.splitlines()) <= 1 for line in found)  # B10: whatever a reader takes for a line end
 
 
 def test_json_names_words_masks_and_toxicity(rewriter):
-    rows = [json.loads(line) for line in tool.rewritten(rewriter, LINES, as_json=True)]
+    found = list(tool.rewritten(rewriter, LINES, as_json=True))
+    assert all(len(line.splitlines()) == 1 for line in found)
+    rows = [json.loads(line) for line in found]
     assert [row["text"] for row in rows] == LINES
     words = [w["word"] for w in rows[0]["words"]]
     assert words == ["so", "it", "goes", ",", "my", "friend"]
@@ -173,15 +180,36 @@ def test_bad_input_is_one_sentence(raw, message, monkeypatch):
 
 def test_texts_come_from_argument_file_or_standard_input(tmp_path, monkeypatch):
     path = tmp_path / "lines.txt"
-    path.write_text("one\n\ntwo\n")
+    path.write_text("one\n\ntwo\n", encoding="utf-8")
     assert tool.read(None, path) == ["one", "", "two"]
     assert tool.read("three", None) == ["three"]
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"four\r\nfive")))
-    assert [line.strip() for line in tool.read("-", None)] == ["four", "five"]
+    assert tool.read("-", None) == ["four", "five"]
     with pytest.raises(CompanionError, match="not both"):
         tool.read("three", path)
     with pytest.raises(CompanionError, match="cannot be read"):
         tool.read(None, tmp_path / "none.txt")
+    with pytest.raises(CompanionError, match="not UTF-8"):  # B35: what Python makes of an argument in Latin-1
+        tool.read("caf\udce9", None)
+
+
+LINE = st.text(st.characters(codec="utf-8", exclude_characters="\n\0\ufeff")).map(lambda line: line.rstrip("\r"))
+
+
+@given(st.lists(LINE), st.sampled_from(["\n", "\r\n"]), st.booleans(), st.booleans())
+def test_lines_are_read_without_their_ends_and_the_mark_of_utf_8(lines, end, marked, closed):
+    """B10: a byte-order mark is no part of the first line, nor a carriage return before a line feed of any."""
+    lines = [*lines, "so it goes"]
+    raw = (end.join(lines) + end * closed).encode("utf-8-sig" if marked else "utf-8")
+    with mock.patch.object(sys, "stdin", io.TextIOWrapper(io.BytesIO(raw))):
+        assert tool.read(None, None) == lines
+
+
+def test_rewriting_makes_no_noise(embedded_lm):
+    """B18: no advice, bars or warnings of libraries, neither from loading nor from a text longer than an encoder reads."""
+    code = "from companion.marco import tool; [print(x) for x in tool.rewritten(tool.embedded(), ['?! ' * 400, 'you idiot'], as_json=True)]"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, encoding="utf-8", check=True)
+    assert found.stderr == "" and len(found.stdout.splitlines()) == 2
 
 
 def test_the_tool_uses_the_shipped_experts(shipped_folder, monkeypatch):

@@ -165,7 +165,7 @@ def test_the_choice_is_written_and_read_back(denoiser, judges, dev_rows, monkeyp
     monkeypatch.setattr(selection, "THRESHOLDS", (0.0, 0.2))
     monkeypatch.setattr(selection, "STRENGTHS", ((2.0, 0.5, 1.3), (3.0, 1.5, 2.5)))
     found = selection.choose(denoiser, judges, tmp_path / "settings.json")
-    about = json.loads((tmp_path / "settings.json").read_text())
+    about = json.loads((tmp_path / "settings.json").read_text(encoding="utf-8"))
     trials = [Trial(**row) for row in about["trials"]]
     assert found == selection.best(trials) and found in trials
     assert about["rule"] == selection.RULE and about["dev_rows"] == {"one": 3, "two": 2, "harmless": len(HARMLESS)}

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import numpy as np
+import pandas as pd
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers.processors import TemplateProcessing
 
+from companion import tiny as tiny_models
 from companion import tokens
+from companion.errors import CompanionError
 
 ROWS = st.lists(st.lists(st.integers(0, 999), max_size=9), min_size=1, max_size=6)
 
@@ -54,3 +60,57 @@ def test_encode_empty_text_is_one_end_of_text(tiny):
 def test_encode_of_the_real_model_adds_no_bos(embedded_lm):
     assert tokens.encode(embedded_lm.tokenizer, ["hi"]) == [[6004]]
     assert tokens.encode(embedded_lm.tokenizer, [""]) == [[embedded_lm.tokenizer.eos_token_id]]
+
+
+NO_TEXTS = [None, 3, "one text", b"bytes", ["a", None], ["a", 1.5], ["a", b"b"], ["a", "caf\udce9"], pd.Series(["a", None])]
+
+
+@pytest.mark.parametrize("wrong", NO_TEXTS, ids=repr)
+def test_what_is_no_list_of_texts_is_one_sentence(tiny_llama, wrong):
+    """B12, B35: with the index of the text, if it is one of them."""
+    for call in (tokens.checked, lambda texts: tokens.encode(tiny_llama.tokenizer, texts)):
+        with pytest.raises(CompanionError, match=r"^(a list of texts is needed|texts\[1\] is)[^\n]*\.$"):
+            call(wrong)
+
+
+def test_any_sequence_of_texts_will_do(tiny_llama):
+    """B12: what worked goes on working."""
+    expected = tokens.encode(tiny_llama.tokenizer, ["ab", "é 😀", ""])
+    texts = ["ab", "é 😀", ""]
+    for some in (tuple(texts), np.array(texts), np.array(texts, dtype=object), pd.Series(texts, index=[7, 8, 9]), iter(texts)):
+        assert tokens.encode(tiny_llama.tokenizer, some) == expected
+    for none in ([], (), np.array([], dtype=str), pd.Series([], dtype=str)):
+        assert tokens.encode(tiny_llama.tokenizer, none) == [] == tokens.checked(none)
+
+
+def marked(template: str):
+    """A tokenizer of bytes that puts marks around each text, as BERT's and Llama's do."""
+    tokenizer = tiny_models.byte_tokenizer()
+    ids = [(mark, tokenizer.convert_tokens_to_ids(mark)) for mark in tiny_models.MARKS[:2]]
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single=template, special_tokens=ids)
+    return tokenizer
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+@pytest.mark.parametrize("template", ["{0} $A {1}", "{0} $A", "$A {0} {1}", "$A"])
+def test_marks_at_the_end_stay_when_a_text_is_cut(template, side):
+    """B37: as the tokenizer itself cuts on the right; where no marks stand at the end, as a slice."""
+    tokenizer = marked(template.format(*tiny_models.MARKS[:2]))
+    texts = ["", "a", "abcd", "abcde", "abcdefgh", tiny_models.MARKS[1], "x" + tiny_models.MARKS[1] * 9]
+    whole = [row or [tokenizer.eos_token_id] for row in tokenizer(texts)["input_ids"]]
+    expected = tokenizer(texts, truncation=True, max_length=5)["input_ids"]
+    tokenizer.truncation_side = side
+    assert tokens.encode(tokenizer, texts, 5) == [row or [tokenizer.eos_token_id] for row in expected]
+    if template.endswith("$A"):
+        assert tokens.encode(tokenizer, texts, 5) == [row[:5] for row in whole]
+    assert max(map(len, tokens.encode(tokenizer, texts, 1))) == 1
+    assert tokens.encode(tokenizer, texts) == whole  # no limit stays in the tokenizer
+    assert tokenizer.truncation_side == side and tokenizer.backend_tokenizer.truncation is None
+
+
+def test_the_real_models_texts_are_cut_as_slices(embedded_lm):
+    """B37."""
+    texts = ["The cat sat on the mat, and so it goes.", "", "hi"]
+    whole = tokens.encode(embedded_lm.tokenizer, texts)
+    for limit in (1, 4, 8, 99):
+        assert tokens.encode(embedded_lm.tokenizer, texts, limit) == [row[:limit] for row in whole]

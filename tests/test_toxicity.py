@@ -11,9 +11,11 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+from tokenizers.processors import TemplateProcessing
 from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
 
 from companion import paths, toxicity
@@ -71,6 +73,20 @@ def test_more_texts_than_a_batch(scorer):
 def test_no_texts(scorer):
     scores = scorer([])
     assert scores.shape == (0,) and scores.dtype == np.float64
+
+
+@pytest.mark.parametrize("wrong", [None, "you idiot", ["a", None], ["a", "caf\udce9"]], ids=repr)
+def test_what_is_no_list_of_texts_is_one_sentence(scorer, wrong):
+    """B12, B35."""
+    with pytest.raises(CompanionError, match=r"^[^\n]*(list of texts|texts\[1\])[^\n]*\.$"):
+        scorer(wrong)
+
+
+def test_any_sequence_of_texts_will_do(scorer):
+    """B12: what worked goes on working."""
+    texts = TEXTS[2:8]
+    for some in (tuple(texts), np.array(texts), np.array(texts, dtype=object), pd.Series(texts, index=range(3, 9))):
+        assert (scorer(some) == scorer(texts)).all()
 
 
 def test_a_reloaded_scorer_gives_the_same_scores(scorer):
@@ -156,7 +172,7 @@ def test_no_pickle_is_shipped():
 
 
 def test_evaluation_of_the_shipped_scorer():
-    found = json.loads((paths.DATA / "scorer" / "evaluation.json").read_text())
+    found = json.loads((paths.DATA / "scorer" / "evaluation.json").read_text(encoding="utf-8"))
     for split in ("dev", "eval"):
         assert set(found[split]) == {"jigsaw", "sbf", "dynahate", "paradetox"}
         for source in found[split].values():
@@ -173,7 +189,7 @@ CLASSES = ["obscene", "toxic", "threat"]
 
 
 def write_hash(path: Path) -> None:
-    path.with_name(path.name + ".sha256").write_text(f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}\n")
+    path.with_name(path.name + ".sha256").write_text(f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}\n", encoding="utf-8")
 
 
 @pytest.fixture
@@ -183,6 +199,8 @@ def checkpoint(tmp_path):
     tokenizer = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="[UNK]"))
     tokenizer.normalizer, tokenizer.pre_tokenizer = normalizers.Lowercase(), pre_tokenizers.Whitespace()
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="[UNK]", pad_token="[PAD]", cls_token="[CLS]", sep_token="[SEP]", eos_token="[SEP]")
+    marks = [(mark, words.index(mark)) for mark in ("[CLS]", "[SEP]")]
+    fast.backend_tokenizer.post_processor = TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=marks)
     base = tmp_path / "bert"
     config = BertConfig(vocab_size=len(words), hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=16, max_position_embeddings=512)
     config.save_pretrained(base)
@@ -212,14 +230,14 @@ def checkpoint(tmp_path):
 def test_detoxify_equals_a_direct_forward(checkpoint):
     save, _, model, tokenizer = checkpoint
     scorer = toxicity.load(f"detoxify:{save()}")
-    texts = ["you are nice", "you are an idiot !", "", "the " * 40, "😀", "idiot"]
+    texts = ["you are nice", "you are an idiot !", "", "the " * 40, "😀", "idiot", "the idiot " * 400]  # cut as the library cuts it: B37
+    options = {"truncation": True, "max_length": 512, "return_tensors": "pt"}
     with torch.inference_mode():
-        expected = [model(**tokenizer([t] if t else ["[SEP]"], return_tensors="pt")).logits[0, CLASSES.index("toxic")].sigmoid().item() for t in texts]
+        expected = [model(**tokenizer([t], **options)).logits[0, CLASSES.index("toxic")].sigmoid().item() for t in texts]
     scores = scorer(texts)
     assert scores == pytest.approx(expected, abs=1e-6) and len(set(scores.round(4))) > 3
     assert np.concatenate([scorer([t]) for t in texts]) == pytest.approx(scores, abs=1e-6)
     assert scorer([]).shape == (0,) and scorer(texts[::-1])[::-1] == pytest.approx(scores, abs=1e-6)
-    assert np.isfinite(scorer(["the " * 5000])).all()  # cut to what the model can read
 
 
 class Bomb:
@@ -254,7 +272,7 @@ def test_unknown_pickles_are_refused_before_unpickling(bomb, note):
     if note == "right":  # even a file that the user vouches for may hold tensors and plain containers only
         write_hash(path)
     elif note is not None:
-        path.with_name(path.name + ".sha256").write_text(note)
+        path.with_name(path.name + ".sha256").write_text(note, encoding="utf-8")
     expected = {None: "without a known hash", "0" * 64: "known sha256", "right": "no Detoxify checkpoint"}.get(note, "without a known hash")
     with pytest.raises(CompanionError, match=expected):
         toxicity.load(f"detoxify:{path}")
@@ -279,7 +297,11 @@ def test_hash_in_the_name_is_enough(checkpoint):
     path = save(name="x.ckpt", note=False)
     named = path.with_name(f"tiny-{hashlib.sha256(path.read_bytes()).hexdigest()[:8]}.ckpt")
     path.rename(named)
-    assert toxicity.load(f"detoxify:{named}")(["idiot"]).shape == (1,)
+    scorer = toxicity.load(f"detoxify:{named}")
+    assert scorer(["idiot"]).shape == (1,)
+    for wrong in (None, "idiot", [None], ["caf\udce9"]):  # B12
+        with pytest.raises(CompanionError, match=r"^[^\n]*\.$"):
+            scorer(wrong)
 
 
 def test_checkpoints_that_do_not_fit_are_refused(checkpoint, tmp_path):

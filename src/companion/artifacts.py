@@ -11,6 +11,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import os
 import re
 import shutil
 from collections.abc import Callable
@@ -24,6 +25,7 @@ from companion import paths
 from companion.errors import CompanionError
 
 MANIFEST = "manifest.json"
+PROXIES = ("HTTPS_PROXY", "ALL_PROXY", "HTTP_PROXY")
 
 
 def key_of(inputs: dict) -> str:
@@ -59,12 +61,11 @@ def artifact(kind: str, inputs: dict, build: Callable[[Path], None], *, code: tu
     Raises
     ------
     CompanionError
-        If a stored file is corrupt or the disk is full.
+        If a stored file is corrupt, the disk is full or the cache cannot be written to.
     """
     inputs = {**inputs, "code": source_hash(*code), "torch": torch.__version__.split("+")[0]}
-    final = paths.cache() / kind / key_of(inputs)
+    final = writable(paths.cache() / kind) / key_of(inputs)
     try:
-        final.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{final}.lock"):  # two runs that want the same artifact build it once
             if final.is_dir():
                 verify(final)
@@ -88,7 +89,7 @@ def write_manifest(folder: Path, about: dict) -> None:
         for path in sorted(folder.rglob("*"))
         if path.is_file() and path.name != MANIFEST
     }
-    (folder / MANIFEST).write_text(json.dumps({**about, "files": files}, indent=1))
+    (folder / MANIFEST).write_text(json.dumps({**about, "files": files}, indent=1), encoding="utf-8")
 
 
 def verify(folder: Path) -> dict:
@@ -100,7 +101,7 @@ def verify(folder: Path) -> dict:
         If a file is missing, has another size or another sha256.
     """
     try:
-        manifest = json.loads((folder / MANIFEST).read_text())
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         for name, expected in manifest["files"].items():
             path = folder / name
             if path.stat().st_size != expected["bytes"] or sha256_file(path) != expected["sha256"]:
@@ -125,8 +126,48 @@ def remove_corrupt() -> list[Path]:
     """Delete corrupt artifacts; return their folders."""
     removed = corrupt()
     for folder in removed:
-        shutil.rmtree(folder)
+        delete(folder)
     return removed
+
+
+def delete(folder: Path) -> None:
+    """Delete a folder with all that is in it.
+
+    Raises
+    ------
+    CompanionError
+        If the system does not allow it.
+    """
+    try:
+        shutil.rmtree(folder)
+    except OSError as error:
+        raise CompanionError(f"'{folder}' could not be deleted ({_why(error, folder)}.") from error
+
+
+def writable(folder: Path) -> Path:
+    """Return a folder that files can be written to, made if need be.
+
+    Raises
+    ------
+    CompanionError
+        If that is not so.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f".{os.getpid()}.probe"  # os.access says yes to what Windows then refuses
+        probe.touch()
+        probe.unlink(missing_ok=True)
+    except OSError as error:
+        if is_disk_full(error):
+            raise disk_full_error() from error
+        raise CompanionError(f"'{folder}' cannot be written to ({_why(error, folder)}.") from error
+    return folder
+
+
+def _why(error: OSError, folder: Path) -> str:
+    cached = folder.is_relative_to(paths.cache())
+    remedy = "set COMPANION_CACHE to a folder of yours" if cached else "see whose it is and what its permissions are"
+    return f"{error.strerror}): {remedy}"
 
 
 def is_disk_full(error: BaseException) -> bool:
@@ -140,3 +181,20 @@ def disk_full_error() -> CompanionError:
         f"the disk is full: free some space (the cache is '{paths.cache()}') or set COMPANION_CACHE "
         "to a folder on another disk, then run again; finished work is kept."
     )
+
+
+def blamed_proxy(error: BaseException) -> str:
+    """The environment variable whose proxy is the likely cause of a failed download; empty if none is.
+
+    That is so if one is set and a request was tried that no server has answered. The value of the
+    variable is not for showing: it may hold a password.
+    """
+    chain = [error]
+    while (inner := chain[-1].__cause__ or chain[-1].__context__) is not None:
+        chain.append(inner)
+    if any(getattr(one, "response", None) is not None for one in chain):
+        return ""
+    network = re.compile("requests|urllib3|http")
+    if not any(network.match(type(one).__module__) or "proxy" in str(one).lower() for one in chain):
+        return ""
+    return next((name for name in os.environ if name.upper() in PROXIES and os.environ[name]), "")

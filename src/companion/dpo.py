@@ -30,7 +30,7 @@ from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from companion import artifacts, tokens
-from companion.models import LanguageModel, load_folder
+from companion.models import LanguageModel, load_folder, usable_cuda
 from companion.preferences import Pair
 from companion.profiles import Profile
 
@@ -105,7 +105,8 @@ def dpo_loss(
 def encode_pairs(tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Pair], max_prompt: int, max_new: int) -> list[Triple]:
     """Tokenise each part by itself. No end-of-text is added: the completions were cut, not ended."""
     prompts = tokens.encode(tokenizer, [p.prompt for p in pairs], max_prompt)
-    sides = (tokenizer([getattr(p, side) for p in pairs], add_special_tokens=False)["input_ids"] for side in ("chosen", "rejected"))
+    written = [tokens.checked([getattr(p, side) for p in pairs]) for side in ("chosen", "rejected")]
+    sides = [tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else [] for texts in written]
     return [Triple(p, c[:max_new], r[:max_new]) for p, c, r in zip(prompts, *sides, strict=True)]
 
 
@@ -118,7 +119,7 @@ def collate(triples: Sequence[Triple]) -> PairBatch:
         ids += prompt
         positions += range(len(prompt))
         for side, completion in enumerate(sides, start=1):
-            source += [start + len(prompt) - 1, *range(len(ids), len(ids) + len(completion) - 1)]
+            source += [start + len(prompt) - 1, *range(len(ids), len(ids) + len(completion) - 1)][: len(completion)]
             target += completion
             ids += completion[:-1]  # the last token is predicted, and predicts nothing
             positions += range(len(prompt), len(prompt) + len(completion) - 1)
@@ -131,8 +132,8 @@ def collate(triples: Sequence[Triple]) -> PairBatch:
         torch.tensor([ids]),
         torch.tensor([positions]),
         torch.zeros(visible.shape).masked_fill(~visible, -torch.inf)[None, None],
-        torch.tensor(source),
-        torch.tensor(target),
+        torch.tensor(source, dtype=torch.long),
+        torch.tensor(target, dtype=torch.long),
         torch.arange(int(widths.max())) < widths[:, None],
     )
 
@@ -181,7 +182,7 @@ def train(
     from it and ends with the same bits as an undisturbed one.
     """
     AcceleratorState._reset_state()  # or a second training in this process could not have another precision
-    accelerator = Accelerator(mixed_precision=config.precision, cpu=not torch.cuda.is_available())
+    accelerator = Accelerator(mixed_precision=config.precision, cpu=not usable_cuda())
     model.eval()  # dropout off, as in the papers
     optimizer = torch.optim.RMSprop(model.parameters(), lr=config.learning_rate)
     model, optimizer = accelerator.prepare(model, optimizer)
@@ -259,8 +260,8 @@ def trained(lm: LanguageModel, pairs: Sequence[Pair], config: DPOConfig, *, prog
         history = train(policy, triples, config, folder, progress=progress)
         policy.save_pretrained(folder)
         lm.tokenizer.save_pretrained(folder)
-        (folder / "history.json").write_text(json.dumps(history))
+        (folder / "history.json").write_text(json.dumps(history), encoding="utf-8")
 
     inputs = {"model": lm.fingerprint, "pairs": artifacts.key_of({"triples": triples}), "config": asdict(config)}
     folder = artifacts.artifact("dpo", inputs, build, code=(sys.modules[__name__], tokens))
-    return load_folder(folder, f"{lm.name}-dpo"), json.loads((folder / "history.json").read_text())
+    return load_folder(folder, f"{lm.name}-dpo"), json.loads((folder / "history.json").read_text(encoding="utf-8"))

@@ -99,11 +99,11 @@ def _written(lm: LanguageModel, view: TransformerBridge, exam: Exam, given: tupl
     def build(folder: Path) -> None:
         with applied(view, *given, positions=positions):
             texts = generation.generate(lm, asked, batch_size=128, **settings).texts
-        (folder / "texts.json").write_text(json.dumps(texts))
+        (folder / "texts.json").write_text(json.dumps(texts), encoding="utf-8")
 
     inputs = {**_inputs(lm, given, positions), "asked": artifacts.key_of({"texts": asked}), **settings}
     folder = artifacts.artifact("written", inputs, build, code=(sys.modules[__name__], interventions, generation, tokens))
-    return json.loads((folder / "texts.json").read_text())
+    return json.loads((folder / "texts.json").read_text(encoding="utf-8"))
 
 
 def _losses(lm: LanguageModel, view: TransformerBridge, windows: list[list[int]], given: tuple[Intervention, ...], positions: Positions):
@@ -112,11 +112,11 @@ def _losses(lm: LanguageModel, view: TransformerBridge, windows: list[list[int]]
     def build(folder: Path) -> None:
         with applied(view, *given, positions=positions):
             nll, count = metrics.cross_entropy(lm, windows, batch_size=max(1, BATCH_TOKENS // len(windows[0])))
-        (folder / "losses.json").write_text(json.dumps([nll.tolist(), count.tolist()]))
+        (folder / "losses.json").write_text(json.dumps([nll.tolist(), count.tolist()]), encoding="utf-8")
 
     inputs = {**_inputs(lm, given, positions), "windows": artifacts.key_of({"ids": windows})}
     folder = artifacts.artifact("losses", inputs, build, code=(sys.modules[__name__], interventions, metrics, tokens))
-    return tuple(np.array(values) for values in json.loads((folder / "losses.json").read_text()))
+    return tuple(np.array(values) for values in json.loads((folder / "losses.json").read_text(encoding="utf-8")))
 
 
 def _inputs(lm: LanguageModel, given: tuple[Intervention, ...], positions: Positions) -> dict:

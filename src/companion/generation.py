@@ -8,6 +8,7 @@ batched with.
 from __future__ import annotations
 
 import itertools
+import warnings
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -59,6 +60,8 @@ def generate(
 ) -> Generated:
     """Continue each prompt by up to ``new_tokens`` tokens (fewer after an end-of-text token).
 
+    Warns of prompts that end in a space: they are read as they stand, but models have seldom learned from such.
+
     Parameters
     ----------
     sampling
@@ -71,7 +74,9 @@ def generate(
     progress
         Title of a progress bar; None shows none.
     """
+    prompts = tokens.checked(prompts)
     rows = tokens.encode(lm.tokenizer, prompts, max_prompt_tokens)
+    _warn_of_spaces([prompt for prompt, row in zip(prompts, rows, strict=True) if len(row) != max_prompt_tokens])
     shared = [] if recorder else _shared(rows)
     rows = [row[len(shared) :] for row in rows]
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]))  # similar lengths together: little padding
@@ -85,6 +90,13 @@ def generate(
             ids[chosen], mask[chosen] = _decode(lm, shared, tokens.pad([rows[i] for i in chosen], "left"), new_tokens, sampling, noise, recorder, stop)
     texts = [lm.tokenizer.decode(row[kept].tolist(), skip_special_tokens=True) for row, kept in zip(ids, mask, strict=True)]
     return Generated(ids, mask, texts)
+
+
+def _warn_of_spaces(uncut: Sequence[str]) -> None:
+    """Say once how many prompts end in a space or tab; a line end may be meant, as after an instruction."""
+    if spaced := sum(prompt.endswith((" ", "\t")) for prompt in uncut):
+        oddly = "the model goes on oddly after it, because its tokens begin with the space"
+        warnings.warn(f"{spaced} of the prompts end in white space: {oddly}; strip them.", stacklevel=3)
 
 
 def _shared(rows: Sequence[list[int]]) -> list[int]:

@@ -51,7 +51,7 @@ def install() -> Library | None:
     The products of ``linear``, forward and backward, go through ``mm`` and ``addmm``.
     """
     cpuinfo = Path("/proc/cpuinfo")
-    if not (torch._C._has_mkldnn and cpuinfo.exists() and "AuthenticAMD" in cpuinfo.read_text()):
+    if not (torch._C._has_mkldnn and cpuinfo.exists() and "AuthenticAMD" in cpuinfo.read_text(encoding="utf-8")):
         return None
     library = Library("aten", "IMPL")
     with warnings.catch_warnings():  # that kernels are overridden

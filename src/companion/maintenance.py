@@ -7,8 +7,10 @@ import re
 from pathlib import Path
 
 import matplotlib.pyplot as plt
+import yaml
 
-from companion import checks, data, models, paths, plots, preferences, probe, profiles, toxicity
+from companion import artifacts, checks, data, models, paths, plots, preferences, probe, profiles, toxicity
+from companion.errors import CompanionError
 from companion.metrics import Estimate
 
 ROUNDS = 2  # continuations steered to toxicity per prompt
@@ -92,13 +94,40 @@ README_ROWS = (
 )
 
 
+# Files that name the repository's address; _config.yml is where it is looked up.
+ADDRESSED = ("_config.yml", "CITATION.cff", "pyproject.toml", "README.md", "pages/*.md", "chapters/*.ipynb")
+
+
+def address() -> str:
+    """The repository's address, as in ``_config.yml``."""
+    return yaml.safe_load((paths.project() / "_config.yml").read_text(encoding="utf-8"))["repository"]["url"]
+
+
+def set_address(new: str) -> list[Path]:
+    """Put another address of the repository wherever it stands: set-up cells, buttons, citation. Returns the files changed.
+
+    Raises
+    ------
+    CompanionError
+        If it is not the address of a page.
+    """
+    if not re.fullmatch(r"https://[\w.-]+(?:/[\w.~-]+)+", new) or new.endswith(".git"):
+        raise CompanionError(f"'{new}' is no address of a repository: write for example https://github.com/NAME/companion.")
+    old, changed = address(), []
+    for path in sorted(path for pattern in ADDRESSED for path in paths.project().glob(pattern)):
+        text = path.read_text(encoding="utf-8")
+        if old in text:
+            path.write_text(text.replace(old, new), encoding="utf-8", newline="\n")
+            changed.append(path)
+    return changed
+
+
 def ship_pairs() -> int:
     """Make ``data/pairs/pairs.jsonl`` from the embedded model; steered texts stay in the cache."""
     profile = profiles.load("embedded")
     lm, comments = models.load(profile.model), data.comments(profile, "train")
     fitted = probe.trained(lm, comments.text.tolist(), comments.label.to_numpy(), lm.n_layers - 1)
-    folder = paths.cache() / "steered"
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = artifacts.writable(paths.cache() / "steered")
     pairs = preferences.make_pairs(
         lm, fitted, data.pair_prompts(profile), toxicity.load(profile.scorer), preferences.PPLM(iterations=profile.pplm_iterations),
         rounds=ROUNDS, new_tokens=profile.new_tokens, max_prompt_tokens=profile.max_prompt_tokens, seed=profile.seed,
@@ -114,7 +143,7 @@ def update_baseline(folder: Path) -> None:
     """Take a run's values as the baseline; quantities that are there keep tolerance and reason, chapters that did not run their entries."""
     results = checks.load_results(folder)
     path = checks.baseline_path(results["profile"])
-    old = json.loads(path.read_text()) if path.is_file() else {}
+    old = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     chapters = {found["chapter"] for found in results["results"].values()}
     baseline = {name: entry for name, entry in old.items() if entry["chapter"] not in chapters}
     for name, found in results["results"].items():
@@ -124,7 +153,7 @@ def update_baseline(folder: Path) -> None:
                 entry["published"] = key
             baseline[name] = entry
     path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps(dict(sorted(baseline.items())), indent=1) + "\n")  # sorted: a difference shows what moved
+    path.write_text(json.dumps(dict(sorted(baseline.items())), indent=1) + "\n", encoding="utf-8")  # sorted: a difference shows what moved
 
 
 def published_key(name: str) -> dict[str, str] | None:
@@ -187,13 +216,16 @@ def update_readme(embedded: Path, public: Path) -> None:
 
 def _cells(page: Path) -> dict[tuple[str, int], str]:
     """What the tables of a page say, by row and column (0: the first after the row's name)."""
-    rows = (line.strip("|").split(" | ") for line in page.read_text().splitlines() if line.startswith("| "))
+    rows = (line.strip("|").split(" | ") for line in page.read_text(encoding="utf-8").splitlines() if line.startswith("| "))
     return {(name.strip(), i): cell.strip() for name, *cells in rows for i, cell in enumerate(cells)}
 
 
 def _replace(path: Path, block: str) -> None:
     """Put a block between a page's markers."""
-    path.write_text(re.sub(r"(<!-- results -->\n).*?(<!-- /results -->)", lambda m: m[1] + block + "\n" + m[2], path.read_text(), flags=re.S))
+    path.write_text(
+        re.sub(r"(<!-- results -->\n).*?(<!-- /results -->)", lambda m: m[1] + block + "\n" + m[2], path.read_text(encoding="utf-8"), flags=re.S),
+        encoding="utf-8",
+    )
 
 
 def _figure(found: dict, path: Path) -> None:

@@ -123,11 +123,11 @@ def calibrated(lm: LanguageModel, view: TransformerBridge, direction: Float[Tens
             with applied(view, Subtract(direction, scale, layer), positions=Positions.ALL):
                 risen = np.exp((metrics.cross_entropy(lm, windows, 8)[0] - nll).sum() / count.sum()) - 1
             scale *= np.clip((rise / max(risen, 1e-9)) ** 0.5, 0.1, 10)
-        (folder / "scale.json").write_text(json.dumps(float(scale)))
+        (folder / "scale.json").write_text(json.dumps(float(scale)), encoding="utf-8")
 
     inputs = {"model": lm.fingerprint, "direction": Subtract(direction, 1.0, layer).fingerprint, "windows": artifacts.key_of({"ids": windows}), "rise": rise}
     folder = artifacts.artifact("scales", inputs, build, code=(sys.modules[__name__], metrics, tokens))
-    return Subtract(direction, json.loads((folder / "scale.json").read_text()), layer)
+    return Subtract(direction, json.loads((folder / "scale.json").read_text(encoding="utf-8")), layer)
 
 
 def unalignments(study: Study) -> list[Trial]:

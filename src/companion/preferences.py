@@ -179,7 +179,9 @@ def steered(
     With a ``path``, finished batches are kept there, one JSON line each, and a second call goes
     on after them.
     """
-    done = [line for line in path.read_text().split("\n") if line] if path is not None and path.exists() else []  # texts may hold other line breaks
+    done = (
+        [line for line in path.read_text(encoding="utf-8").split("\n") if line] if path is not None and path.exists() else []
+    )  # texts may hold other line breaks
     starts = range(0, len(prompts), batch_size)
     for number in tqdm(range(len(done), len(starts)), desc=f"PPLM {'to' if toxic else 'from'} toxicity", disable=path is None):
         rows = prompts[starts[number] : starts[number] + batch_size]
@@ -187,7 +189,7 @@ def steered(
         done.append(json.dumps([lm.tokenizer.decode(row, skip_special_tokens=True) for row in ids.tolist()], ensure_ascii=False))
         if path is not None:
             fresh = path.with_suffix(".new")  # then renamed: a kill leaves whole lines
-            fresh.write_text("\n".join(done) + "\n")
+            fresh.write_text("\n".join(done) + "\n", encoding="utf-8")
             fresh.replace(path)
     return [text for line in done for text in json.loads(line)]
 
@@ -233,10 +235,10 @@ def make_pairs(
 
 def write(pairs: Sequence[Pair], path: Path) -> None:
     """Write pairs as JSON lines."""
-    path.write_text("".join(json.dumps(vars(pair), ensure_ascii=False) + "\n" for pair in pairs))
+    path.write_text("".join(json.dumps(vars(pair), ensure_ascii=False) + "\n" for pair in pairs), encoding="utf-8")
 
 
 def read(path: Path) -> list[Pair]:
     """Read pairs from JSON lines; unknown fields are ignored."""
     names = {field.name for field in fields(Pair)}
-    return [Pair(**{k: v for k, v in json.loads(line).items() if k in names}) for line in path.read_text().split("\n") if line]
+    return [Pair(**{k: v for k, v in json.loads(line).items() if k in names}) for line in path.read_text(encoding="utf-8").split("\n") if line]

@@ -141,4 +141,4 @@ def load(name: str, **overrides: object) -> Profile:
 
 
 def _tables() -> dict[str, dict]:
-    return tomllib.loads((PACKAGE / "profiles.toml").read_text())
+    return tomllib.loads((PACKAGE / "profiles.toml").read_text(encoding="utf-8"))

@@ -37,14 +37,14 @@ def fetch(name: str, *, progressbar: bool = False) -> Path:
     Raises
     ------
     CompanionError
-        If the name is not registered, the file is missing or its sha256 is wrong.
+        If the name is not registered, the file is missing or cannot be had, or its sha256 is wrong.
     """
     rows = registry()
     if name not in rows.index:
         raise CompanionError(f"'{name}' is not in data/registry.tsv: choose one of {', '.join(rows.index)}.")
     row = rows.loc[name]
-    local = os.environ.get("COMPANION_DATA")
-    if local:
+    if os.environ.get("COMPANION_DATA"):
+        local = paths.absolute(os.environ["COMPANION_DATA"])
         if not Path(local).is_dir():
             raise CompanionError(f"COMPANION_DATA is '{local}', which is not a folder: set it to the folder of the public data or unset it.")
         path = Path(local) / name
@@ -60,15 +60,19 @@ def _download(name: str, row: pd.Series, progressbar: bool) -> Path:
     target = paths.cache() / "public" / name
     if target.is_file() and pooch.file_hash(target) != row.sha256:
         raise CompanionError(f"the cached file '{target}' is corrupt: delete it and run `companion fetch`.")
+    if not target.is_file():
+        artifacts.writable(target.parent)
     try:
         found = pooch.retrieve(row.url, known_hash=f"sha256:{row.sha256}", fname=target.name, path=target.parent, progressbar=progressbar)
-    except ValueError as error:  # pooch: the hash of the download differs; it keeps nothing
-        raise CompanionError(f"the download of '{name}' does not have its registered sha256: try again later, or set COMPANION_DATA.") from error
-    except OSError as error:
+    except (OSError, ValueError) as error:
         if artifacts.is_disk_full(error):
             raise artifacts.disk_full_error() from error
+        if "does not match the known hash" in str(error):  # pooch: it keeps nothing
+            raise CompanionError(f"the download of '{name}' does not have its registered sha256: try again later, or set COMPANION_DATA.") from error
+        proxy = artifacts.blamed_proxy(error)
+        remedy = f"the likely cause is the proxy in {proxy}, so correct or unset it" if proxy else "check the network"
         raise CompanionError(
-            f"'{name}' could not be downloaded ({type(error).__name__}): check the network, or set COMPANION_DATA to a folder that holds it."
+            f"'{name}' could not be downloaded ({type(error).__name__}): {remedy}, or set COMPANION_DATA to a folder that holds it."
         ) from error
     return Path(found)
 

@@ -43,13 +43,13 @@ def write(lm: LanguageModel, task: Task, *, through_norm: bool = True, progress:
         settings = {"new_tokens": task.new_tokens, "max_prompt_tokens": task.max_prompt_tokens, "batch_size": task.batch_size}
         made = generation.generate(lm, task.prompts, recorder=recorder, progress=progress, **settings)
         save_file({"ids": made.ids, "mask": made.mask, "total": recorder.total, "count": recorder.count}, folder / "written.safetensors")
-        (folder / "texts.json").write_text(json.dumps(made.texts))
+        (folder / "texts.json").write_text(json.dumps(made.texts), encoding="utf-8")
 
     inputs = {"model": lm.fingerprint, "task": _key(task), "through_norm": _matters(lm, through_norm)}
     code = (sys.modules[__name__], activations, generation, tokens)
     folder = artifacts.artifact("activations", inputs, build, code=code)
     stored = load_file(folder / "written.safetensors")
-    texts = json.loads((folder / "texts.json").read_text())
+    texts = json.loads((folder / "texts.json").read_text(encoding="utf-8"))
     return Generated(stored["ids"], stored["mask"], texts), Sums(stored["total"], stored["count"], len(task.prompts))
 
 

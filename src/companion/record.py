@@ -1,25 +1,35 @@
-"""Glue results into the book and collect them from executed chapters.
+"""Results of a chapter: shown in its prose, and collected from executed chapters.
 
-A result is glued twice: its value, for ``{glue:text}`` in the prose, and a record with interval,
-n and seed, which ``companion run`` collects into ``results.json``.
+A result is stored in the notebook twice: its text, for the prose, and a record with interval, n and seed, which
+``companion run`` collects into ``results.json``. Prose that carries results is a cell that begins with ``%%prose``:
+Markdown in which ``{{name}}`` stands for a result. It shows its numbers wherever the notebook is open, also in Colab,
+and :mod:`companion.site` turns it into an ordinary Markdown cell of the book.
 """
 
 from __future__ import annotations
 
 import ast
 import math
-import resource
-import sys
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
 import pandas as pd
-from myst_nb import glue
+import psutil
+from IPython import get_ipython
+from IPython.display import DisplayHandle, Markdown, display
 
 from companion import paths
 from companion.metrics import Estimate
 
 PREFIX = "record:"
+MIME = "application/papermill.record/text/plain"  # a type that no front end shows
+MAGIC = "%%prose"
+NAME = re.compile(r"\{\{([A-Za-z_]\w*)\}\}")
+UNKNOWN = "…"  # stands for a result that is not there yet
+
+_texts: dict[str, str] = {}  # of this kernel
+_shown: dict[str, DisplayHandle] = {}  # prose that this kernel has shown, by its source
 
 
 def result(name: str, value: Estimate | float, *, seed: int, digits: int = 3, percent: bool = False) -> None:
@@ -33,24 +43,60 @@ def result(name: str, value: Estimate | float, *, seed: int, digits: int = 3, pe
         Show as a percentage.
     """
     estimate = value if isinstance(value, Estimate) else Estimate(float(value), float("nan"), float("nan"), 0)
-    glue(name, _text(estimate.value, digits, percent), display=False)
+    text(name, _text(estimate.value, digits, percent))
     record = {"value": _plain(estimate.value), "seed": seed}
     if isinstance(value, Estimate):
         low, high = _text(estimate.low, digits, percent), _text(estimate.high, digits, percent)
-        glue(f"{name}_ci", f"{_text(estimate.value, digits, percent)} [{low}, {high}], n = {estimate.n:,}", display=False)
+        text(f"{name}_ci", f"{_text(estimate.value, digits, percent)} [{low}, {high}], n = {estimate.n:,}")
         record |= {"low": _plain(estimate.low), "high": _plain(estimate.high), "n": estimate.n}
-    glue(PREFIX + name, record, display=False)
+    _store(PREFIX + name, record)
 
 
 def resources() -> None:
-    """Glue the peak memory of this chapter's process; the last line of each chapter."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # kilobytes on Linux, bytes on macOS
-    glue(PREFIX + "peak_memory", {"value": round(peak / (2**10 if sys.platform == "linux" else 2**20))}, display=False)
+    """Store the peak memory of this chapter's process in MB; the last line of each chapter."""
+    _store(PREFIX + "peak_memory", {"value": round(peak_bytes() / 2**20)})
+
+
+def peak_bytes() -> int:
+    """The most memory that this process has held so far. Each system says it elsewhere."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        return 2**10 * int(re.search(r"VmHWM:\s+(\d+) kB", status.read_text(encoding="utf-8"))[1])
+    memory = psutil.Process().memory_info()
+    if hasattr(memory, "peak_wset"):  # Windows
+        return memory.peak_wset
+    import resource  # macOS
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def text(name: str, value: str) -> None:
-    """Glue a word or phrase for the prose (not a result)."""
-    glue(name, value, display=False)
+    """Store a word or phrase for the prose."""
+    _texts[name] = value
+    _store(name, value)
+    for source, shown in _shown.items():
+        if name in names(source):
+            shown.update(Markdown(filled(source, _texts)))
+
+
+def prose(_line: str, source: str) -> None:
+    """The cell magic ``%%prose``: show Markdown with results in it. It follows results that come, or change, later."""
+    _shown[source] = display(Markdown(filled(source, _texts)), display_id=True)
+
+
+def filled(source: str, texts: Mapping[str, str]) -> str:
+    """Markdown with each ``{{name}}`` replaced by its text."""
+    return NAME.sub(lambda found: texts.get(found[1], UNKNOWN), source)
+
+
+def names(source: str) -> list[str]:
+    """Names of the results that a text shows."""
+    return NAME.findall(source)
+
+
+def _store(name: str, value: object) -> None:
+    """Leave a value in the notebook without showing it."""
+    display({MIME: repr(value)}, raw=True, metadata={"scrapbook": {"name": name}})
 
 
 def _plain(value: float) -> float | None:
@@ -68,16 +114,12 @@ def collect(notebook: Path) -> dict[str, dict]:
 
 
 def glued(notebook: Path) -> Mapping[str, object]:
-    """Return everything an executed notebook has glued (what myst-nb stored as ``repr``)."""
+    """Return everything an executed notebook has stored."""
     import nbformat  # here, because chapters write records only, and it takes longer to import than torch
 
     cells = nbformat.read(notebook, as_version=4).cells
     outputs = (output for cell in cells for output in cell.get("outputs", []))
-    return {
-        output.metadata["scrapbook"]["name"]: ast.literal_eval(output.data["application/papermill.record/text/plain"])
-        for output in outputs
-        if "scrapbook" in output.get("metadata", {})
-    }
+    return {output.metadata["scrapbook"]["name"]: ast.literal_eval(output.data[MIME]) for output in outputs if "scrapbook" in output.get("metadata", {})}
 
 
 def published(intervention: str, source: str, setting: str = "gpt2-medium") -> str:
@@ -93,3 +135,7 @@ def published(intervention: str, source: str, setting: str = "gpt2-medium") -> s
     if not rows.index.is_unique or "toxicity" not in rows:
         raise ValueError(f"'{intervention}' of {source} is not one row of published.csv")
     return f"{rows['toxicity']:.3f} / {rows['perplexity']:.2f} / {rows['f1']:.3f}"
+
+
+if get_ipython() is not None:
+    get_ipython().register_magic_function(prose, "cell")

@@ -7,13 +7,16 @@ because its own ``to_tokens`` would prepend a BOS.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterable, Sequence
 from typing import Literal, NamedTuple
 
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
+
+from companion.errors import CompanionError
 
 
 class Batch(NamedTuple):
@@ -28,10 +31,50 @@ class Batch(NamedTuple):
         return (self.mask.long().cumsum(-1) - 1).clamp(min=0)
 
 
+def checked(texts: Sequence[str]) -> list[str]:
+    """The texts as a list; of what is none, a library would complain obscurely, or take its letters for texts.
+
+    Raises
+    ------
+    CompanionError
+        For a single string, for an item that is no string, and for one that UTF-8 cannot write.
+    """
+    if isinstance(texts, (str, bytes)) or not isinstance(texts, Iterable):
+        kind = type(texts).__name__
+        raise CompanionError(f"a list of texts is needed, not one object of type {kind}: write [text] for one text.")
+    found = list(texts)
+    for i, text in enumerate(found):
+        if not isinstance(text, str):
+            raise CompanionError(f"texts[{i}] is of type {type(text).__name__}: every text must be a string.")
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            wrong = f"texts[{i}] is not UTF-8 text, {text[error.start]!a} in it is no character"
+            raise CompanionError(f"{wrong}: decode it with the encoding that it has.") from error
+    return found
+
+
 def encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], max_tokens: int | None = None) -> list[list[int]]:
-    """Return the ids of each text, cut after ``max_tokens``; an empty text is one EOS token."""
-    ids = tokenizer(list(texts), add_special_tokens=True)["input_ids"] if texts else []
-    return [row[:max_tokens] or [tokenizer.eos_token_id] for row in ids]
+    """Return the ids of each text, ``max_tokens`` at most; an empty text is one EOS token.
+
+    What a tokenizer puts at the end of every text (BERT's ``[SEP]``) stays at the end of one that is cut.
+    """
+    if not (texts := checked(texts)):
+        return []
+    found = tokenizer(texts, add_special_tokens=True, return_special_tokens_mask=True, verbose=False)
+    rows = zip(found["input_ids"], found["special_tokens_mask"], strict=True)
+    return [_cut(ids, added, max_tokens) or [tokenizer.eos_token_id] for ids, added in rows]
+
+
+def _cut(ids: list[int], added: Sequence[int], limit: int | None) -> list[int]:
+    """At most ``limit`` ids: the first ones, and those that were added at the end.
+
+    Not left to the tokenizer: the limit would stay in it, be saved with it, and cut on the side it prefers.
+    """
+    if limit is None or len(ids) <= limit:
+        return ids
+    end = sum(1 for _ in itertools.takewhile(bool, reversed(added)))
+    return (ids[: max(limit - end, 0)] + ids[len(ids) - end :])[:limit]
 
 
 def pad(rows: Sequence[Sequence[int]], side: Literal["left", "right"], pad_id: int = 0) -> Batch:

@@ -64,7 +64,7 @@ def seconds(call) -> tuple[float, object]:
 
 def resident(field: str = "VmRSS") -> float:
     """Resident memory of this process in MB: now, or at most since the last reset (VmHWM)."""
-    lines = Path("/proc/self/status").read_text().splitlines()
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(f"{field}:")) * 1024 / 1e6
 
 
@@ -164,7 +164,7 @@ def work(variant: str, prompts: int, new_tokens: int, cache_batch: int, interven
     lm, texts = models.load(models.EMBEDDED), texts_of(prompts)
     written(lm, texts[:8], new_tokens)
     gc.collect()
-    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts again from what is resident now
+    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # the high-water mark starts again from what is resident now
     before = resident()
     found = sweep(lm, texts, new_tokens, interventions) if variant == "sweep" else decompose(variant, lm, texts, new_tokens, cache_batch)
     torch.save(found | {"model_mb": before, "peak_mb": resident("VmHWM") - before}, out)
@@ -241,7 +241,7 @@ def main(
     text = json.dumps(result, indent=1)
     print(text)
     if out is not None:
-        out.write_text(text + "\n")
+        out.write_text(text + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -101,7 +101,7 @@ def main(
     text = json.dumps(result, indent=1)
     print(text)
     if out is not None:
-        out.write_text(text + "\n")
+        out.write_text(text + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

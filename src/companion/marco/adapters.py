@@ -83,7 +83,7 @@ def settings(folder: Path = FOLDER) -> tuple[Settings, Settings]:
     """
     if not (folder / "settings.json").is_file():
         raise CompanionError(f"there is no settings.json in '{folder}': choose threshold and strengths with `companion make settings`.")
-    found = json.loads((folder / "settings.json").read_text())
+    found = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
     thresholds = found["chosen"].pop("threshold"), found["cautious"]
     usual, cautious = (Settings(masking.ours(t), **found["chosen"]) for t in thresholds)
     return usual, cautious
@@ -109,12 +109,11 @@ def small(profile: Profile) -> Experts:
 
 def bart() -> Experts:
     """BART-base and the published experts, with the published settings for microaggressions."""
-    try:
-        with models.quiet():
-            found = {role: AutoModelForSeq2SeqLM.from_pretrained(name).to(models.best_device()) for role, name in zip(ROLES, BART, strict=True)}
-            tokenizer = AutoTokenizer.from_pretrained(BART[0])
-    except (OSError, ValueError) as error:
-        raise CompanionError(f"the published experts ({', '.join(BART)}) could not be had from the Hub: take a profile with shipped experts.") from error
+    with models.from_hub(
+        "the published experts", f"the published experts ({', '.join(BART)}) could not be had from the Hub: take a profile with shipped experts."
+    ):
+        found = {role: AutoModelForSeq2SeqLM.from_pretrained(name).to(models.best_device()) for role, name in zip(ROLES, BART, strict=True)}
+        tokenizer = AutoTokenizer.from_pretrained(BART[0])
     commits = [str(getattr(model.config, "_commit_hash", None)) for model in found.values()]
     cautious = replace(rewriting.PUBLISHED["microaggressions"], masking=masking.ours(1.0))  # ours; not chosen on data
     return Experts(Seq2SeqDenoiser(found, tokenizer), rewriting.PUBLISHED["microaggressions"], cautious, artifacts.key_of({"models": BART, "commits": commits}))
@@ -151,7 +150,7 @@ def save(experts: PrefixDenoiser, folder: Path) -> None:
         save_file({name: value.to(torch.float16).contiguous() for name, value in state.items()}, target / "adapter_model.safetensors")
         config = experts.model.peft_config[role].to_dict() | {"base_model_name_or_path": models.EMBEDDED, "inference_mode": True}
         plain = {key: sorted(value) if isinstance(value, set) else value for key, value in config.items()}
-        (target / "adapter_config.json").write_text(json.dumps(plain, indent=1, sort_keys=True, default=str) + "\n")
+        (target / "adapter_config.json").write_text(json.dumps(plain, indent=1, sort_keys=True, default=str) + "\n", encoding="utf-8")
 
 
 def make(lm: LanguageModel, folder: Path = FOLDER, config: training.AdapterConfig | None = None) -> None:

@@ -13,7 +13,7 @@ from functools import cache
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from companion import generation
+from companion import generation, tokens
 from companion.generation import Sampling
 from companion.marco import words
 from companion.marco.denoiser import Denoiser
@@ -37,7 +37,7 @@ def toxic_words(sentence: words.Sentence, threshold: float = 0.5) -> list[int]:
 def delete(denoiser: Denoiser, texts: Sequence[str]) -> list[str]:
     """Leave toxic words out (*Delete* of Logacheva et al., 2022), with our lexical scorer as the lexicon."""
     found = []
-    for text in texts:
+    for text in tokens.checked(texts):
         sentence = words.split(denoiser, text)
         for i in reversed(toxic_words(sentence)):
             word = sentence.words[i]
@@ -48,7 +48,7 @@ def delete(denoiser: Denoiser, texts: Sequence[str]) -> list[str]:
 
 def ask(lm: LanguageModel, texts: Sequence[str], *, new_tokens: int = 64, sampling: Sampling | None = None) -> list[str]:
     """Prompt a language model to rewrite politely, in its chat format if it has one; its first line is the answer."""
-    chats = [_chat(lm, REQUEST + text) for text in texts]
+    chats = [_chat(lm, REQUEST + text) for text in tokens.checked(texts)]
     with torch.inference_mode():
         answers = generation.generate(lm, chats, new_tokens=new_tokens, sampling=sampling, stop=_line_ends(lm.tokenizer)).texts
     return [(answer.strip().splitlines() or [""])[0].strip().strip('"') for answer in answers]

@@ -110,14 +110,14 @@ def _kept(key: dict, inputs: Sequence, make: Callable[[list], list], code: tuple
 
     def build(folder: Path) -> None:
         state = folder / "so_far.json"
-        done = json.loads(state.read_text()) if state.exists() else []
+        done = json.loads(state.read_text(encoding="utf-8")) if state.exists() else []
         for start in range(len(done), len(inputs), TOGETHER):
             done += make(inputs[start : start + TOGETHER])
             fresh = state.with_suffix(".new")
-            fresh.write_text(json.dumps(done))
+            fresh.write_text(json.dumps(done), encoding="utf-8")
             fresh.replace(state)
-        (folder / "rewrites.json").write_text(json.dumps(done))
+        (folder / "rewrites.json").write_text(json.dumps(done), encoding="utf-8")
         state.unlink(missing_ok=True)
 
     folder = artifacts.artifact("rewrites", {**key, "texts": artifacts.key_of({"texts": inputs})}, build, code=code)
-    return json.loads((folder / "rewrites.json").read_text())
+    return json.loads((folder / "rewrites.json").read_text(encoding="utf-8"))

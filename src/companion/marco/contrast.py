@@ -20,6 +20,7 @@ from sklearn.metrics import roc_auc_score
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
+from companion import artifacts
 from companion.marco import corpus, training
 from companion.marco.denoiser import ANTI_EXPERT, BASE, EXPERT
 from companion.marco.prefix import PrefixDenoiser
@@ -148,7 +149,7 @@ def train_experts(lm: LanguageModel, config: AdapterConfig, folder: Path) -> Pre
 
 def train_all(lm: LanguageModel, texts: list[str], rows: Corpus, held_out: dict[str, list[str]], config: AdapterConfig, folder: Path) -> PrefixDenoiser:
     """Train the base on texts of both classes; from it the expert on the second side of pairs, the anti-expert on the first; then both together."""
-    folder.mkdir(parents=True, exist_ok=True)
+    artifacts.writable(folder)
     denoiser = training.attach(lm, config)
 
     def alone(chosen: list[int], seed: int) -> list[Example]:
@@ -170,5 +171,5 @@ def train_all(lm: LanguageModel, texts: list[str], rows: Corpus, held_out: dict[
     differing = rows._replace(pairs=[(a, b) for a, b in rows.pairs if a != b and len(a.split()) <= LONGEST])
     for role, more in train(denoiser, differing, {name: some[:48] for name, some in held_out.items()}, config, folder).items():
         history[role] += [row | {"step": row["step"] + config.expert_steps} for row in more]
-    (folder / "history.json").write_text(json.dumps({"config": asdict(config), "history": history}))
+    (folder / "history.json").write_text(json.dumps({"config": asdict(config), "history": history}), encoding="utf-8")
     return denoiser

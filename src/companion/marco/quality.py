@@ -10,8 +10,7 @@ from jaxtyping import Float
 from sacrebleu import sentence_bleu
 from transformers import AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from companion import tokens
-from companion.errors import CompanionError
+from companion import models, tokens
 from companion.marco import packing
 from companion.models import LanguageModel
 from companion.toxicity import encoder
@@ -38,6 +37,7 @@ class Similarity:
 
     def __call__(self, texts: Sequence[str], others: Sequence[str]) -> Float[np.ndarray, "texts"]:
         """Cosine of each pair: 1 for equal texts. A text that occurs several times is read once."""
+        texts, others = tokens.checked(texts), tokens.checked(others)
         place = {text: i for i, text in enumerate(dict.fromkeys([*texts, *others]))}
         vectors = self.embedded(list(place))
         return (vectors[[place[text] for text in texts]] * vectors[[place[text] for text in others]]).sum(-1)
@@ -66,6 +66,7 @@ class TokenSimilarity:
 
     def __call__(self, texts: Sequence[str], others: Sequence[str]) -> Float[np.ndarray, "texts"]:
         """F1 of each pair: 1 for equal texts, 0 if one is empty."""
+        texts, others = tokens.checked(texts), tokens.checked(others)
         known = dict(zip(unique := list(dict.fromkeys([*texts, *others])), self.states(unique), strict=True))
         return np.array([_matched(known[a] @ known[b].T) if len(known[a]) and len(known[b]) else float(a == b) for a, b in zip(texts, others, strict=True)])
 
@@ -76,10 +77,8 @@ def _matched(cosine: Float[torch.Tensor, "tokens others"]) -> float:
 
 
 def _from_hub(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    try:
+    with models.from_hub(f"the encoder '{name}'", f"the encoder '{name}' could not be had from the Hub: set the profile's encoder to {SHIPPED}."):
         return AutoModel.from_pretrained(name).eval(), AutoTokenizer.from_pretrained(name)
-    except (OSError, ValueError) as error:
-        raise CompanionError(f"the encoder '{name}' could not be had from the Hub: set the profile's encoder to {SHIPPED}.") from error
 
 
 @torch.inference_mode()
@@ -88,6 +87,7 @@ def nll(lm: LanguageModel, texts: Sequence[str]) -> tuple[Float[np.ndarray, "tex
 
     Texts are packed in order of their tokens: what several begin with, as rewrites of one sentence do, is read once.
     """
+    texts = tokens.checked(texts)
     begin = lm.tokenizer.eos_token_id if lm.tokenizer.bos_token_id is None else lm.tokenizer.bos_token_id
     unique = [text for text in dict.fromkeys(texts) if text]
     rows = [row if row[0] == begin else [begin, *row] for row in tokens.encode(lm.tokenizer, unique)]
@@ -116,7 +116,8 @@ def _losses(lm: LanguageModel, rows: Sequence[Sequence[int]]) -> list[float]:
 
 def bleu(texts: Sequence[str], originals: Sequence[str]) -> Float[np.ndarray, "texts"]:
     """Sentence BLEU against the original, 0 to 1 (SacreBLEU): how much of the wording is kept."""
-    return np.array([sentence_bleu(text, [original]).score / 100 for text, original in zip(texts, originals, strict=True)])
+    both = zip(tokens.checked(texts), tokens.checked(originals), strict=True)
+    return np.array([sentence_bleu(text, [original]).score / 100 for text, original in both])
 
 
 def joint(toxicity: Float[np.ndarray, "texts"], similarity: Float[np.ndarray, "texts"], fluent: Float[np.ndarray, "texts"]) -> Float[np.ndarray, "texts"]:

@@ -54,7 +54,7 @@ class History(NamedTuple):
 
 def history(folder: Path | None) -> History:
     """Read ``history.json`` of a folder of adapters; models that were trained elsewhere (None) have none: then of the shipped ones."""
-    found = json.loads(((folder or adapters.FOLDER) / "history.json").read_text())
+    found = json.loads(((folder or adapters.FOLDER) / "history.json").read_text(encoding="utf-8"))
     begun = {role: 0 if role == BASE else found["config"]["base_steps"] for role in ROLES}
     rows = [{"role": role, **row, "step": begun[role] + row["step"] + 1} for role in ROLES for row in found["history"][role]]
     return History(found["config"], pd.DataFrame(rows))
@@ -228,8 +228,10 @@ def _by_length(rows: Sequence[Sequence[int]], size: int) -> list[list[int]]:
 
 def _kept(key: dict, make: Callable[[], list]) -> list:
     """A JSON-able result from the store or made now."""
-    folder = artifacts.artifact("restored", key, lambda f: (f / "found.json").write_text(json.dumps(make())), code=(*CODE, sys.modules[__name__]))
-    return json.loads((folder / "found.json").read_text())
+    folder = artifacts.artifact(
+        "restored", key, lambda f: (f / "found.json").write_text(json.dumps(make()), encoding="utf-8"), code=(*CODE, sys.modules[__name__])
+    )
+    return json.loads((folder / "found.json").read_text(encoding="utf-8"))
 
 
 # --- where expert and anti-expert differ -------------------------------------------------------------

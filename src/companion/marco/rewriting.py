@@ -87,6 +87,7 @@ class Rewriter:
 
     def __call__(self, texts: Sequence[str], sampling: Sampling | None = None) -> list[Rewrite]:
         """Rewrite each text; a text without a word to mask comes back as it is."""
+        texts = tokens.checked(texts)
         sentences = [words.split(self.denoiser, text) for text in texts]
         masks = self.settings.masking
         scores = masking.divergences(self.denoiser, sentences, masks.divergence, masks.every)

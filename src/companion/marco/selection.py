@@ -130,7 +130,7 @@ def choose(denoiser: Denoiser, judges: Judges, target: Path) -> Trial:
     chosen = {name: getattr(found, name) for name in ("threshold", "alpha_expert", "alpha_anti", "temperature")}
     rows = {name: len(texts) for name, texts in desk.sets.items()} | {"harmless": len(desk.harmless)}
     about = {"rule": RULE, "dev_rows": rows, "chosen": chosen, "cautious": desk.cautious(), "trials": [asdict(trial) for trial in trials]}
-    target.write_text(json.dumps(about, indent=1) + "\n")
+    target.write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
     return found
 
 
@@ -143,5 +143,5 @@ def _some(texts: list[str], limit: int) -> list[str]:
 def trials(folder: Path | None) -> pd.DataFrame:
     """The trials behind the settings of a folder of adapters, as a table; empty if the settings were not chosen so."""
     path = (folder or Path()) / "settings.json"
-    rows = json.loads(path.read_text())["trials"] if path.is_file() else []
+    rows = json.loads(path.read_text(encoding="utf-8"))["trials"] if path.is_file() else []
     return pd.DataFrame(rows, columns=[field.name for field in fields(Trial)])

@@ -7,17 +7,18 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from companion import models, toxicity
+from companion import models, tokens, toxicity
 from companion.errors import CompanionError
 from companion.marco import adapters, documents
 from companion.marco.documents import Document
 from companion.marco.rewriting import Rewriter
 
 LONGEST = 20_000  # characters of a line: about ten minutes on 2 cores
+NOT_UTF8 = "the input is not UTF-8 text: convert it first, for example with iconv."
 
 
 def read(text: str | None, file: Path | None) -> list[str]:
-    """Texts from the argument, a file, or standard input.
+    """Texts from the argument, or lines of a file or of standard input, without their ends and a byte-order mark.
 
     Raises
     ------
@@ -27,16 +28,19 @@ def read(text: str | None, file: Path | None) -> list[str]:
     if text not in (None, "-") and file:
         raise CompanionError("give a text or --file, not both.")
     if text not in (None, "-"):
-        lines = [text]
+        try:
+            lines = tokens.checked([text])
+        except CompanionError as error:
+            raise CompanionError(NOT_UTF8) from error
     else:
         try:
             raw = file.read_bytes() if file else sys.stdin.buffer.read()
         except OSError as error:
             raise CompanionError(f"'{file}' cannot be read: {error.strerror}.") from error
         try:
-            lines = raw.decode("utf-8").removesuffix("\n").split("\n")
+            lines = [line.removesuffix("\r") for line in raw.decode("utf-8-sig").removesuffix("\n").split("\n")]
         except UnicodeDecodeError as error:
-            raise CompanionError("the input is not UTF-8 text: convert it first, for example with iconv.") from error
+            raise CompanionError(NOT_UTF8) from error
         if "\0" in "".join(lines):
             raise CompanionError("the input has zero bytes, so it is no text.")
     if not any(line.strip() for line in lines):
@@ -59,7 +63,7 @@ def rewritten(rewriter: Rewriter, lines: list[str], *, as_json: bool) -> Iterato
     for start in range(0, len(lines), documents.TOGETHER):
         some = documents.rewrite(rewriter, lines[start : start + documents.TOGETHER], progress="rewriting" if sys.stderr.isatty() else None)
         if score is None:
-            yield from (document.text.replace("\n", " ") for document in some)  # a line stays a line
+            yield from (documents.LINE_BREAK.sub(" ", document.text) for document in some)  # a line stays a line
         else:
             before, after = score([d.original for d in some]), score([d.text for d in some])
             yield from (as_object(*row) for row in zip(some, before, after, strict=True))
@@ -74,4 +78,5 @@ def as_object(document: Document, before: float, after: float) -> str:
         "words": [{"word": word, "divergence": None if value is None else round(value, 4)} for word, value in document.scores],
         "toxicity": {"before": round(float(before), 4), "after": round(float(after), 4)},
     }
-    return json.dumps(found, ensure_ascii=False)
+    line = json.dumps(found, ensure_ascii=False)
+    return documents.LINE_BREAK.sub(lambda mark: f"\\u{ord(mark[0]):04x}", line)  # JSON leaves some as they are

@@ -22,6 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
+from companion import models
 from companion.marco import corpus, mixing, words
 from companion.marco.denoiser import BASE
 from companion.marco.prefix import PrefixDenoiser
@@ -60,7 +61,7 @@ class Example(NamedTuple):
 def attach(lm: LanguageModel, config: AdapterConfig) -> PrefixDenoiser:
     """Add a fresh base adapter to a model (in place) and view it as a denoiser."""
     lora = mixing.mixed(LoraConfig(r=config.rank, lora_alpha=config.alpha, target_modules="all-linear", lora_dropout=0.0, task_type="CAUSAL_LM"))
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), models.quiet():
         torch.manual_seed(config.seed)
         return PrefixDenoiser(get_peft_model(lm.model, lora, adapter_name=BASE), lm.tokenizer)
 

@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from companion import paths, tokens
+from companion import artifacts, models, paths, tokens
 from companion.artifacts import sha256_file
 from companion.errors import CompanionError
 
@@ -44,13 +44,12 @@ class DetoxifyScorer:
             column = next(i for i, c in enumerate(classes) if c in TOXIC)
         except (pickle.UnpicklingError, RuntimeError, LookupError, TypeError, EOFError, StopIteration) as error:
             raise CompanionError(f"'{path}' is no Detoxify checkpoint ({type(error).__name__}): choose one that the detoxify package has saved.") from error
-        try:
-            config = AutoConfig.from_pretrained(arguments["model_type"], num_labels=arguments["num_classes"])
-            tokenizer = AutoTokenizer.from_pretrained(arguments["model_type"])
-        except OSError as error:
-            raise CompanionError(
-                f"Detoxify needs the configuration of '{arguments['model_type']}': go online once, or use a checkpoint whose model_type is a local folder."
-            ) from error
+        base = arguments["model_type"]
+        with models.from_hub(
+            "Detoxify's configuration", f"Detoxify needs the configuration of '{base}': go online once, or use a checkpoint whose model_type is a local folder."
+        ):
+            config = AutoConfig.from_pretrained(base, num_labels=arguments["num_classes"])
+            tokenizer = AutoTokenizer.from_pretrained(base)
         model = AutoModelForSequenceClassification.from_config(config)
         weights = {k: v for k, v in stored["state_dict"].items() if not k.endswith("position_ids")}  # old checkpoints carry them
         try:
@@ -61,8 +60,8 @@ class DetoxifyScorer:
 
     @torch.inference_mode()
     def __call__(self, texts: Sequence[str]) -> Float[np.ndarray, "texts"]:
-        scores = np.zeros(len(texts))
         rows = tokens.encode(self.tokenizer, texts, MAX_TOKENS)
+        scores = np.zeros(len(rows))
         order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
         for start in range(0, len(order), BATCH):
             chosen = order[start : start + BATCH]
@@ -79,7 +78,7 @@ def _official(name: str) -> Path:
         raise CompanionError(f"there is no Detoxify model or checkpoint file '{name}': choose one of {', '.join(MODEL_URLS)} or give a file.")
     path = paths.cache() / "detoxify" / MODEL_URLS[name].rsplit("/", 1)[1]
     if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
+        artifacts.writable(path.parent)
         try:
             torch.hub.download_url_to_file(MODEL_URLS[name], str(path), hash_prefix=_hash_in_name(path), progress=True)
         except (OSError, RuntimeError) as error:
@@ -96,7 +95,7 @@ def _hash_in_name(path: Path) -> str | None:
 
 def _check(path: Path) -> None:
     note = path.with_name(path.name + ".sha256")
-    expected = next(iter(note.read_text().lower().split()), None) if note.is_file() else _hash_in_name(path)
+    expected = next(iter(note.read_text(encoding="utf-8").lower().split()), None) if note.is_file() else _hash_in_name(path)
     if expected is None or len(expected) not in (8, 64):  # 8 in the official names
         raise CompanionError(f"'{path}' is a pickle without a known hash: if you trust it, write its sha256 to '{note.name}' beside it.")
     if not sha256_file(path).startswith(expected):

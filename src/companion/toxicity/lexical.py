@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float
 
+from companion import tokens
 from companion.artifacts import sha256_file
 from companion.errors import CompanionError
 
@@ -47,4 +48,5 @@ class LexicalScorer:
         self._predict = predict_prob
 
     def __call__(self, texts: Sequence[str]) -> Float[np.ndarray, "texts"]:
-        return np.asarray(self._predict(list(texts)), dtype=np.float64) if len(texts) else np.zeros(0)
+        texts = tokens.checked(texts)
+        return np.asarray(self._predict(texts), dtype=np.float64) if texts else np.zeros(0)

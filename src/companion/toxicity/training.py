@@ -72,7 +72,7 @@ def train_scorer(folder: Path) -> dict:
     weights["combine"] = np.array([*combine.coef_[0], combine.intercept_[0]], dtype=np.float32)
     save_file(weights, folder / "heads.safetensors")
     result = evaluate(EmbeddedScorer.load(folder), rows)
-    (folder / "evaluation.json").write_text(json.dumps(result, indent=1) + "\n")
+    (folder / "evaluation.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     return result
 
 
