@@ -14,8 +14,8 @@ import pytest
 import torch
 from hypothesis import settings
 
-from companion import models
-from companion.models import LanguageModel
+from companion.lm import models
+from companion.lm.models import LanguageModel
 
 settings.register_profile("tests", deadline=None, max_examples=50, derandomize=True)
 settings.load_profile("tests")

@@ -23,15 +23,21 @@ import typer
 from hypothesis import given
 from hypothesis import strategies as st
 
-from companion import __version__, artifacts, checks, cli, models, paths, profiles, record, runner, site, tiny
+from companion import __version__, cli, paths, profiles, store
+from companion.book import checks, record, runner
+from companion.book.build import require_pages
 from companion.errors import CompanionError
+from companion.lm import models, tiny
 
 PARAMETERS = 'profile = "embedded"\nmodel = None  # a model\nprompts = None\nfail = None\n'
 BODY = """
-from companion import data, models, profiles, record
+from companion import profiles
+from companion.book import record
+from companion.data import by_profile
+from companion.lm import models
 P = profiles.load(profile, model=model, prompts=prompts)
 lm = models.load(P.model)
-questions = data.prompts(P)
+questions = by_profile.prompts(P)
 if fail == "bug":
     raise ZeroDivisionError("a bug in chapter mini")
 if fail == "disk":
@@ -392,7 +398,7 @@ def test_relative_paths_mean_the_users_folder_to_kernels(project, chapter, compa
     seen = tmp_path / "seen.json"
     chapter(
         1,
-        "import json, os, pathlib\nfrom companion import models, paths\n"
+        "import json, os, pathlib\nfrom companion import paths\nfrom companion.lm import models\n"
         f"_ = pathlib.Path({str(seen)!r}).write_text(json.dumps([models.load(model).name, str(paths.cache()), os.environ['COMPANION_DATA']]))",
     )
     code, _, err = companion("run", "mini", "-p", "smoke", "--set", "model=m")
@@ -442,7 +448,7 @@ def test_names_of_folders_are_shown_as_they_are(project, chapter, companion, tmp
     code, out, err = companion("run", "mini", "-p", "smoke")
     assert code == 0 and squeezed(str(odd / "_build" / "runs" / "smoke" / "results.json")) in squeezed(out), err
     assert companion("check", "-p", "smoke")[0] == 0
-    folder = artifacts.artifact("kind", {}, lambda made: (made / "a").touch())
+    folder = store.artifact("kind", {}, lambda made: (made / "a").touch())
     (folder / "a").unlink()
     assert squeezed(str(folder)) in squeezed(companion("doctor")[1])
     assert squeezed(str(folder)) in squeezed(companion("clean", "--corrupt")[1])
@@ -576,7 +582,7 @@ def test_settings_are_read_as_literals(key, value):
 def test_any_value_gives_something_that_results_json_can_hold(value):
     found = cli.parse_settings([f"key={value}"])
     assert list(found) == ["key"]
-    artifacts.key_of(found)
+    store.key_of(found)
 
 
 def test_settings_by_hand():
@@ -607,15 +613,15 @@ def test_site_requires_every_page_and_a_figure_in_every_chapter(project, tmp_pat
     for page in ("intro", "pages/page", "chapters/01_mini", "chapters/02_second"):
         (html / page).parent.mkdir(parents=True, exist_ok=True)
         (html / f"{page}.html").write_text('<img src="../_images/x.png">', encoding="utf-8")
-    site.require_pages(html)
+    require_pages(html)
     (html / "pages" / "page.html").write_text("no figure needed", encoding="utf-8")
-    site.require_pages(html)
+    require_pages(html)
     (html / "chapters" / "02_second.html").write_text("no figure", encoding="utf-8")
     with pytest.raises(CompanionError, match="'chapters/02_second' was built without a figure"):
-        site.require_pages(html)
+        require_pages(html)
     (html / "intro.html").unlink()
     with pytest.raises(CompanionError, match=r"'intro' of _toc\.yml is missing"):
-        site.require_pages(html)
+        require_pages(html)
 
 
 def test_results_of_the_real_layout_are_read_back(project):

@@ -17,7 +17,8 @@ from packaging.markers import default_environment
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from companion import maintenance, paths, runner
+from companion import paths
+from companion.book import readme, runner
 from companion.errors import CompanionError
 
 PROJECT = paths.project()
@@ -184,11 +185,11 @@ def test_chapters_and_the_rewriter_need_no_tool_of_the_books_makers():
     extras = [Requirement(r).name for extra in PYPROJECT["project"]["optional-dependencies"].values() for r in extra]
     absent = [IMPORTED_AS.get(name, name) for name in extras if name != "ipykernel"]
     absent = [name for name in absent if name != "pyyaml"] + ["nbclient", "jupyter_client"]
-    modules = "import companion.cli, companion.marco.tool"
+    modules = "import companion.cli, companion.marco.command"
     code = f"import sys\nfor name in {absent}: sys.modules[name] = None\n{modules}\n{chapter_imports()}\nprint('fine')"
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, encoding="utf-8", check=False)
     assert done.stdout.strip().endswith("fine"), done.stderr[-2000:]
-    assert "companion.record" in modules + chapter_imports() or "record" in chapter_imports()
+    assert "companion.book.record" in modules + chapter_imports() or "record" in chapter_imports()
 
 
 def test_every_import_of_the_package_is_declared():
@@ -208,11 +209,11 @@ def test_every_import_of_the_package_is_declared():
 
 
 def addressed() -> list[Path]:
-    return sorted(path for pattern in maintenance.ADDRESSED for path in PROJECT.glob(pattern))
+    return sorted(path for pattern in readme.ADDRESSED for path in PROJECT.glob(pattern))
 
 
 def test_the_address_stands_everywhere_as_in_the_config():
-    address = maintenance.address()
+    address = readme.address()
     for path in addressed():
         text = path.read_text(encoding="utf-8")
         assert path.name == "README.md" or path.parent.name == "pages" or address in text, path.name
@@ -228,12 +229,12 @@ def test_one_command_changes_the_address(tmp_path, monkeypatch):
         (tmp_path / path.relative_to(PROJECT)).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / path.relative_to(PROJECT)).write_text(text, encoding="utf-8")
     monkeypatch.setattr(paths, "project", lambda: tmp_path)
-    old, new = maintenance.address(), "https://codeberg.org/someone/that-book"
-    changed = maintenance.set_address(new)
-    assert maintenance.address() == new and len(changed) > len(list((PROJECT / "chapters").glob("*.ipynb")))
+    old, new = readme.address(), "https://codeberg.org/someone/that-book"
+    changed = readme.set_address(new)
+    assert readme.address() == new and len(changed) > len(list((PROJECT / "chapters").glob("*.ipynb")))
     for path, text in before.items():
         assert (tmp_path / path.relative_to(PROJECT)).read_text(encoding="utf-8") == text.replace(old, new)
     for nonsense in ("", "companion", "http://x", "https://github.com", "git@github.com:a/b", "https://github.com/a/b.git", "https://a.b/c d"):
         with pytest.raises(CompanionError, match="no address of a repository"):
-            maintenance.set_address(nonsense)
-    assert maintenance.address() == new
+            readme.set_address(nonsense)
+    assert readme.address() == new

@@ -13,9 +13,12 @@ import pandas as pd
 import platformdirs
 import pytest
 
-from companion import artifacts, cli, models, paths, public, runner
+from companion import cli, paths, store
+from companion.book import runner
+from companion.data import public
 from companion.errors import CompanionError
-from companion.marco import tool
+from companion.lm import models
+from companion.marco import command
 
 
 def python(code: str, *options: str, **environment: str) -> subprocess.CompletedProcess:
@@ -47,7 +50,7 @@ def test_what_only_some_systems_have_is_not_needed(tmp_path):
         "import papermill, transformers.modeling_utils\n"  # libraries that ask for what this system has
         "if hasattr(os, 'sched_getaffinity'):\n    del os.sched_getaffinity\n"
         "sys.modules['resource'] = None\n"
-        "from companion import cli, models, record, runner\n"
+        "from companion import cli\nfrom companion.book import record, runner\nfrom companion.lm import models\n"
         "assert models.cores() == os.cpu_count()\n"
         f"folder = pathlib.Path({str(tmp_path)!r})\n"
         "print(runner.write_results(folder, 'smoke', {}))\n"
@@ -80,12 +83,12 @@ def test_nothing_is_renamed_from_one_disk_to_another(tmp_path, monkeypatch):
     for name in ("rename", "replace"):
         monkeypatch.setattr(os, name, checked(getattr(os, name)))
     monkeypatch.setenv("COMPANION_CACHE", str(tmp_path / "cache"))
-    made = artifacts.artifact("kind", {}, lambda folder: (folder / "a").touch())
+    made = store.artifact("kind", {}, lambda folder: (folder / "a").touch())
     assert (made / "a").is_file() and renamed  # so the check sees what the store does
     (tmp_path / "data").mkdir()
     (tmp_path / "local").mkdir()
     (tmp_path / "local" / "a.csv").write_text("text\n", encoding="utf-8")
-    row = {"file": "a.csv", "sha256": artifacts.sha256_file(tmp_path / "local" / "a.csv"), "bytes": 5, "url": "none", "licence": "none", "contents": "x"}
+    row = {"file": "a.csv", "sha256": store.sha256_file(tmp_path / "local" / "a.csv"), "bytes": 5, "url": "none", "licence": "none", "contents": "x"}
     pd.DataFrame([row]).to_csv(tmp_path / "data" / "registry.tsv", sep="\t", index=False)
     monkeypatch.setattr(paths, "DATA", tmp_path / "data")
     monkeypatch.setenv("COMPANION_DATA", str(tmp_path / "local"))
@@ -144,21 +147,21 @@ def test_the_book_is_that_of_the_package_or_around_the_user(installed, tmp_path,
     assert paths.project() == own  # an editable checkout is meant wherever one is
 
 
-@pytest.mark.parametrize("command", [["run", "setting", "-p", "smoke"], ["check"], ["build"], ["clean"], ["make", "baseline"]])
-def test_without_a_book_a_sentence_says_where_to_go(installed, companion, command):
+@pytest.mark.parametrize("arguments", [["run", "setting", "-p", "smoke"], ["check"], ["build"], ["clean"], ["make", "baseline"]])
+def test_without_a_book_a_sentence_says_where_to_go(installed, companion, arguments):
     """B25"""
-    code, _, err = companion(*command)
+    code, _, err = companion(*arguments)
     assert (code, err) == (2, "companion: there is no book here: run this inside a clone of the repository.\n")
 
 
 def test_what_needs_no_book_works_without_one(installed, companion, monkeypatch, tmp_path):
     """B25"""
     assert companion("doctor")[1:] and "no book here" in companion("doctor")[1]
-    folder = artifacts.artifact("kind", {}, lambda made: (made / "a").touch())
+    folder = store.artifact("kind", {}, lambda made: (made / "a").touch())
     (folder / "a").unlink()
     assert companion("clean", "--corrupt")[0] == 0 and not folder.exists()
-    monkeypatch.setattr(tool, "embedded", lambda cautious: None)
-    monkeypatch.setattr(tool, "rewritten", lambda rewriter, lines, as_json: iter(lines))
+    monkeypatch.setattr(command, "embedded", lambda cautious: None)
+    monkeypatch.setattr(command, "rewritten", lambda rewriter, lines, as_json: iter(lines))
     assert companion("rewrite", "some text") == (0, "some text\n", "")
     monkeypatch.setenv("COMPANION_DATA", str(tmp_path))
     assert "is not in COMPANION_DATA" in companion("fetch", "jigsaw/balanced.csv")[1].replace("\n", " ")
@@ -185,10 +188,10 @@ def test_the_core_needs_nothing_of_the_book(tmp_path):
     code = f"""
 import sys
 sys.modules.update(dict.fromkeys({absent!r}))
-from companion import artifacts, cli
-from companion.marco import tool
-tool.embedded = lambda cautious: None
-tool.rewritten = lambda rewriter, lines, as_json: iter(lines)
+from companion import cli
+from companion.marco import command
+command.embedded = lambda cautious: None
+command.rewritten = lambda rewriter, lines, as_json: iter(lines)
 for arguments in (["--version"], ["rewrite", "text"], ["doctor"], ["fetch", "none.csv"], ["clean", "--corrupt"],
                   ["run"], ["check"], ["build"], ["make", "baseline"]):
     sys.argv = ["companion", *arguments]
@@ -223,8 +226,8 @@ def test_every_one_of_the_books_tools_is_asked_for(name, companion, monkeypatch)
 def test_warnings_of_libraries_do_not_reach_the_terminal(tmp_path):
     """B18: unless they are asked for."""
     code = (
-        "import sys, warnings\nfrom companion import artifacts, cli\n"
-        "artifacts.remove_corrupt = lambda: warnings.warn('noise') or []\n"
+        "import sys, warnings\nfrom companion import cli, store\n"
+        "store.remove_corrupt = lambda: warnings.warn('noise') or []\n"
         "sys.argv = ['companion', 'clean', '--corrupt']\ncli.main()"
     )
     quiet = python(code, COMPANION_CACHE=str(tmp_path), PYTHONWARNINGS="")

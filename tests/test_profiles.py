@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from companion import profiles, tiny
+from companion import profiles
 from companion.errors import CompanionError
+from companion.lm import tiny
 
 NAMES = ("embedded", "smoke", "public", "paper")
 TYPES = {"int": int, "str": str, "float": float, "list[str]": list}

@@ -20,20 +20,33 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from companion import __version__, paths  # commands import what they need, which not everyone has installed
+from companion import __version__, paths
 from companion.errors import CompanionError
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, help="Run, check and build an executable companion to two papers.", pretty_exceptions_enable=False
 )
+
+
 make = typer.Typer(no_args_is_help=True, help="Remake what data/ ships and the README shows (for maintainers).")
+
+
 app.add_typer(make, name="make")
+
+
 BOOK = ("ipykernel", "jupyter_book", "myst_nb", "nbformat", "papermill", "yaml")  # of the extra of that name
+
+
 # A folder may be called [old] or :cat:, and logs must not squeeze tables.
 console = Console(highlight=False, markup=False, emoji=False, width=None if sys.stdout.isatty() else 150)
 
+
 ProfileOption = Annotated[str, typer.Option("--profile", "-p", help="smoke, embedded, public or paper")]
+
+
 SetOption = Annotated[list[str] | None, typer.Option("--set", "-s", help="key=value: change a chapter's parameter; may be repeated")]
+
+
 ChapterArgument = Annotated[list[str] | None, typer.Argument(help="chapters by name or number; all if none is given")]
 
 
@@ -46,7 +59,7 @@ def run(
 ) -> None:
     """Run chapters and write _build/runs/PROFILE/results.json. Ctrl-C is safe: run again to go on."""
     _needs_the_book()
-    from companion import runner
+    from companion.book import runner
 
     folder = runner.run(chapters, profile, parse_settings(set_), force=force)
     console.print(f"results: {folder / 'results.json'}")
@@ -56,7 +69,7 @@ def run(
 def check(profile: ProfileOption = "embedded", set_: SetOption = None) -> None:
     """Compare a run with its baseline and the papers; exit code 1 if a value differs or a chapter failed."""
     _needs_the_book()
-    from companion import checks, runner
+    from companion.book import checks, runner
 
     folder = runner.run_folder(profile, parse_settings(set_))
     failed = runner.failed(folder)
@@ -81,15 +94,16 @@ def check(profile: ProfileOption = "embedded", set_: SetOption = None) -> None:
 def build(profile: ProfileOption = "embedded") -> None:
     """Render the book from the executed chapters of a run."""
     _needs_the_book()
-    from companion import runner, site
+    from companion.book import runner
+    from companion.book.build import build as render
 
-    console.print(f"book: {site.build(runner.run_folder(profile, {}))}")
+    console.print(f"book: {render(runner.run_folder(profile, {}))}")
 
 
 @app.command()
 def fetch(names: Annotated[list[str] | None, typer.Argument(help="files of data/registry.tsv; all if none is given")] = None) -> None:
     """Download the public data (or find it in $COMPANION_DATA) and check its sha256."""
-    from companion import public
+    from companion.data import public
 
     missing = []
     for name in names or public.registry().file:
@@ -108,10 +122,10 @@ def clean(
     corrupt: Annotated[bool, typer.Option("--corrupt", help="delete only artifacts that fail their checksum")] = False,
 ) -> None:
     """Delete the built book and the runs."""
-    from companion import artifacts
+    from companion import store
 
     if corrupt:
-        for folder in artifacts.remove_corrupt():
+        for folder in store.remove_corrupt():
             console.print(f"deleted {folder}")
         return
     folders = [paths.cache()] if cache else []
@@ -122,7 +136,7 @@ def clean(
             raise
     for path in folders:
         if path.exists():
-            artifacts.delete(path)
+            store.delete(path)
             console.print(f"deleted {path}")
 
 
@@ -146,7 +160,8 @@ def _findings() -> Iterator[tuple[str, str, bool]]:
         import psutil
         import torch
 
-        from companion import artifacts, models
+        from companion import store
+        from companion.lm import models
         from companion.toxicity import lexical
     except ImportError as error:
         yield "companion", f"cannot be imported ({error}): install what is missing and ask again", False
@@ -171,12 +186,12 @@ def _findings() -> Iterator[tuple[str, str, bool]]:
     disk = next(folder for folder in (cache, *cache.parents) if folder.exists())
     yield "free disk", f"{shutil.disk_usage(disk).free / 2**30:.0f} GiB (a run needs 4)", True
     try:
-        artifacts.writable(cache)
+        store.writable(cache)
         size = sum(path.stat().st_size for path in cache.rglob("*") if path.is_file())
         yield "cache", f"{cache} ({size / 2**30:.1f} GiB)", True
     except CompanionError as error:
         yield "cache", str(error), False
-    bad = artifacts.corrupt()
+    bad = store.corrupt()
     remedy = f"corrupt: {', '.join(map(str, bad))}; run companion clean --corrupt"
     yield "cached artifacts", remedy if bad else "sound", not bad
     try:
@@ -229,20 +244,20 @@ def rewrite(
     cautious: Annotated[bool, typer.Option("--cautious", help="mask only what is most likely toxic: for text of any kind, most of it harmless")] = False,
 ) -> None:
     """Rewrite toxic text with MaRCo: as many lines come out as go in, in order."""
-    from companion.marco import tool
+    from companion.marco import command
 
-    lines = tool.read(text, file)
-    for line in tool.rewritten(tool.embedded(cautious=cautious), lines, as_json=as_json):
+    lines = command.read(text, file)
+    for line in command.rewritten(command.embedded(cautious=cautious), lines, as_json=as_json):
         print(line, flush=True)
 
 
 @app.command("train-experts")
 def train_experts(to: Annotated[Path | None, typer.Option(help="folder for the adapters; data/adapters if not given")] = None) -> None:
     """Train MaRCo's three adapters on the public data (about an hour and a half on 2 cores). Ctrl-C is safe: run again to go on."""
-    from companion import models
-    from companion.marco import adapters
+    from companion.lm import models
+    from companion.marco.experts import loading
 
-    adapters.make(models.load(models.EMBEDDED), to or adapters.FOLDER)
+    loading.make(models.load(models.EMBEDDED), to or loading.FOLDER)
 
 
 @make.callback()
@@ -261,44 +276,47 @@ def scorer() -> None:
 @make.command()
 def pairs() -> None:
     """Make the shipped preference pairs by PPLM (about 40 minutes on 2 cores; resumable)."""
-    from companion import maintenance
+    from companion.mechanism.pairs import ship_pairs
 
-    console.print(f"{maintenance.ship_pairs()} pairs written to {paths.DATA / 'pairs'}")
+    console.print(f"{ship_pairs()} pairs written to {paths.DATA / 'pairs'}")
 
 
 @make.command()
 def settings() -> None:
     """Choose the threshold and strengths of the shipped adapters on public dev rows (about 10 minutes on 2 cores)."""
-    from companion import models, profiles
-    from companion.marco import adapters, selection, verdicts
+    from companion import profiles
+    from companion.lm import models
+    from companion.marco.evaluation import scores, settings_search
+    from companion.marco.experts import loading
 
-    denoiser, judges = adapters.load(models.load(models.EMBEDDED)), verdicts.Judges.of(profiles.load("embedded"))
-    console.print(selection.choose(denoiser, judges, adapters.FOLDER / "settings.json"))
+    denoiser, judges = loading.load(models.load(models.EMBEDDED)), scores.Judges.of(profiles.load("embedded"))
+    console.print(settings_search.choose(denoiser, judges, loading.FOLDER / "settings.json"))
 
 
 @make.command()
 def readme() -> None:
     """Write the README's figure and table and the page of public results from runs of the profiles embedded and public."""
-    from companion import maintenance, runner
+    from companion.book import runner
+    from companion.book.readme import update_readme
 
-    maintenance.update_readme(runner.run_folder("embedded", {}), runner.run_folder("public", {}))
+    update_readme(runner.run_folder("embedded", {}), runner.run_folder("public", {}))
 
 
 @make.command()
 def baseline(profile: ProfileOption = "embedded") -> None:
     """Take the values of a run as its profile's baseline; tolerances and reasons stay."""
-    from companion import maintenance, runner
+    from companion.book import checks, runner
 
-    maintenance.update_baseline(runner.run_folder(profile, {}))
+    checks.update_baseline(runner.run_folder(profile, {}))
 
 
 @make.command()
 def address(url: Annotated[str, typer.Argument(help="for example https://github.com/NAME/companion")]) -> None:
     """Put the repository's address wherever it stands: the config, the set-up cells, the buttons, the citation."""
     _needs_the_book()
-    from companion import maintenance
+    from companion.book.readme import set_address
 
-    for path in maintenance.set_address(url):
+    for path in set_address(url):
         console.print(f"changed {path}")
 
 

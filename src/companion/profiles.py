@@ -16,7 +16,7 @@ class Profile:
     Attributes
     ----------
     model
-        A name for :func:`companion.models.load`.
+        A name for :func:`companion.lm.models.load`.
     data
         ``embedded`` (what ``data/`` ships) or ``public`` (the registry).
     scorer, scorers
@@ -35,7 +35,7 @@ class Profile:
     pplm_prompts, pplm_iterations
         Prompts shown live in chapter 3; gradient steps per token.
     dpo_steps, dpo_batch, dpo_learning_rate, dpo_warmup, dpo_precision
-        Training settings (:meth:`companion.dpo.DPOConfig.of`).
+        Training settings (:meth:`companion.mechanism.dpo.DPOConfig.of`).
     sweep_prompts, sweep_sentences, sweep_windows, sweep_window_tokens
         The smaller exam of chapters 4, 5 and 8, which examine dozens of interventions: prompts for
         toxicity (0: all), sentences for F1, windows and their width for perplexity.

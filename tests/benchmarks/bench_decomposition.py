@@ -35,11 +35,14 @@ import torch
 import typer
 from transformer_lens import TransformerBridge
 
-from companion import data, generation, models, neurons, profiles, reading, tokens
-from companion.activations import Recorder
-from companion.generation import Generated
-from companion.interventions import AblateValues, Intervention, Patch, Positions, applied
-from companion.models import LanguageModel
+from companion import profiles
+from companion.data import by_profile
+from companion.lm import anatomy, generation, models, recording, tokens
+from companion.lm.activations import Recorder
+from companion.lm.generation import Generated
+from companion.lm.models import LanguageModel
+from companion.mechanism import neurons
+from companion.mechanism.interventions import AblateValues, Intervention, Patch, Positions, applied
 
 MAX_PROMPT_TOKENS, BATCH = 32, 64
 NAMES = {
@@ -52,7 +55,7 @@ NAMES = {
 
 def texts_of(count: int) -> list[str]:
     """The embedded evaluation prompts; beyond their number the same again, numbered."""
-    prompts = data.prompts(profiles.load("embedded"), limit=count).prompt.tolist()
+    prompts = by_profile.prompts(profiles.load("embedded"), limit=count).prompt.tolist()
     return [prompts[i % len(prompts)] + (f" {i // len(prompts)}" if i >= len(prompts) else "") for i in range(count)]
 
 
@@ -94,7 +97,7 @@ def cached_mean(lm: LanguageModel, view, texts: list[str], made: Generated, batc
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]) if by_length else i)
     for start in range(0, len(order), batch_size):
         chosen = order[start : start + batch_size]
-        batch, predicts = reading.teacher_forced([rows[i] for i in chosen], made.ids[chosen], made.mask[chosen])
+        batch, predicts = recording.teacher_forced([rows[i] for i in chosen], made.ids[chosen], made.mask[chosen])
         _, cache = view.run_with_cache(batch.ids, attention_mask=batch.mask.long())
         last = predicts.shape[1]
         kept.append(torch.stack([cache[f"blocks.{layer}.mlp.hook_post"][:, -last:][predicts] for layer in range(lm.n_layers)], 1))
@@ -134,7 +137,7 @@ def sweep(lm: LanguageModel, texts: list[str], new_tokens: int, count: int) -> d
     plain_lm = models.load(lm.name)
     written(plain_lm, texts[:8], new_tokens)
     plain, swept = [seconds(lambda: written(plain_lm, texts, new_tokens))], []
-    bridging, view = seconds(lambda: models.bridge(lm))
+    bridging, view = seconds(lambda: anatomy.bridge(lm))
     untouched, same = seconds(lambda: written(lm, texts, new_tokens))
     assert torch.equal(same.ids, plain[0][1].ids), "the bridged model writes otherwise"
     for i, intervention in enumerate(some_interventions((view.cfg.n_layers, view.cfg.d_mlp), count)):

@@ -25,11 +25,14 @@ import torch
 import trl
 import typer
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[1] / "mechanism"))
 import trl_runs
 
-from companion import data, dpo, models, paths, preferences, profiles
-from companion.preferences import Pair
+from companion import paths, profiles
+from companion.data import by_profile
+from companion.lm import models
+from companion.mechanism import dpo, pairs
+from companion.mechanism.pairs import Pair
 
 UNTIMED = 2  # steps at the start of a run that the medians leave out
 
@@ -38,9 +41,9 @@ def some_pairs() -> list[Pair]:
     """The pairs of the book; while there are none, halves of labelled comments."""
     path = paths.DATA / "pairs" / "pairs.jsonl"
     if path.is_file():
-        return preferences.read(path)
-    comments = data.comments(profiles.load("embedded"), "train")
-    halves = {label: data.openings(comments[comments.label == label].text.tolist()) for label in (0, 1)}
+        return pairs.read(path)
+    comments = by_profile.comments(profiles.load("embedded"), "train")
+    halves = {label: by_profile.openings(comments[comments.label == label].text.tolist()) for label in (0, 1)}
     return [Pair(prompt, f" {civil}", f" {toxic}", 0.0, 1.0) for prompt, civil, toxic in zip(halves[0][0], halves[0][1], halves[1][1], strict=False)]
 
 

@@ -18,8 +18,10 @@ from typing import Annotated
 import torch
 import typer
 
-from companion import data, generation, models, profiles, tokens, toxicity
-from companion.activations import Recorder
+from companion import profiles, toxicity
+from companion.data import by_profile
+from companion.lm import generation, models, tokens
+from companion.lm.activations import Recorder
 
 
 def seconds(call) -> tuple[float, object]:
@@ -41,7 +43,7 @@ def main(
     out: Annotated[Path | None, typer.Option(help="Write the JSON here, too.")] = None,
 ) -> None:
     lm = models.load(model)
-    texts = data.prompts(profiles.load("embedded"), limit=prompts).prompt.tolist()
+    texts = by_profile.prompts(profiles.load("embedded"), limit=prompts).prompt.tolist()
     batch = tokens.pad(tokens.encode(lm.tokenizer, texts, 32), "left")
     ids, mask = batch.ids.to(lm.device), batch.mask.long().to(lm.device)
     options = {"do_sample": False, "max_new_tokens": new_tokens, "pad_token_id": 0, "eos_token_id": lm.eos_ids}

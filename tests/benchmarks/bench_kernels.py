@@ -16,7 +16,10 @@ from unittest.mock import patch
 
 import torch
 
-from companion import data, dpo, generation, kernels, models, profiles
+from companion import profiles
+from companion.data import by_profile
+from companion.lm import generation, kernels, models
+from companion.mechanism import dpo, pairs
 
 
 def seconds(work: Callable[[], object], repeat: int) -> float:
@@ -38,8 +41,8 @@ def main() -> None:
     with patch.object(kernels, "install"):  # at first, torch's own products
         lm = models.load(profile.model)
     config = dpo.DPOConfig(steps=10)
-    triples = dpo.encode_pairs(lm.tokenizer, data.pairs(profile, lm, None, None)[:80], config.max_prompt_tokens, config.max_new_tokens)
-    prompts = data.prompts(profile, "dev").prompt.tolist()[:64]
+    triples = dpo.encode_pairs(lm.tokenizer, pairs.load(profile, lm, None, None)[:80], config.max_prompt_tokens, config.max_new_tokens)
+    prompts = by_profile.prompts(profile, "dev").prompt.tolist()[:64]
     window = torch.randint(1000, 40000, (2, 512), generator=torch.Generator().manual_seed(0))
 
     def step() -> None:

@@ -15,10 +15,13 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from companion import data, models, profiles
-from companion.marco import masking, training, words
-from companion.marco.denoiser import ANTI_EXPERT, BASE, EXPERT
-from companion.marco.prefix import PrefixDenoiser
+from companion import profiles
+from companion.data import by_profile
+from companion.lm import models
+from companion.marco.denoisers.causal import PrefixDenoiser
+from companion.marco.denoisers.protocol import ANTI_EXPERT, BASE, EXPERT
+from companion.marco.experts import adapter_training
+from companion.marco.rewriting import masking, words
 
 
 def one_at_a_time(denoiser: PrefixDenoiser, sentences: list[words.Sentence]) -> list[np.ndarray]:
@@ -49,14 +52,14 @@ def main() -> None:
     parser.add_argument("--alone", type=int, default=10)
     asked = parser.parse_args()
     profile = profiles.load("embedded")
-    denoiser = training.attach(models.load(profile.model), training.AdapterConfig())
+    denoiser = adapter_training.attach(models.load(profile.model), adapter_training.AdapterConfig())
     for role in (EXPERT, ANTI_EXPERT):
         denoiser.model.add_adapter(role, denoiser.model.peft_config[BASE])
     for name, parameter in denoiser.model.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.02)
     denoiser.model.eval()
-    texts = [" ".join(text.split()[:15]) for text in data.comments(profile, "train").text][: asked.sentences]
+    texts = [" ".join(text.split()[:15]) for text in by_profile.comments(profile, "train").text][: asked.sentences]
     sentences = [words.split(denoiser, text) for text in texts]
     masking.divergences(denoiser, sentences[:2])
     packed, ours = timed(lambda: masking.divergences(denoiser, sentences), len(sentences))

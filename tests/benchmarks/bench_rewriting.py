@@ -12,17 +12,19 @@ import time
 import psutil
 import torch
 
-from companion import data, models, profiles
-from companion.marco import adapters
-from companion.marco.rewriting import Rewriter
+from companion import profiles
+from companion.data import by_profile
+from companion.lm import models
+from companion.marco.experts import loading
+from companion.marco.rewriting.rewriter import Rewriter
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--sentences", type=int, default=64)
     asked = parser.parse_args()
-    experts = adapters.shipped(models.load(models.EMBEDDED))
-    pool = data.toxic_sentences(profiles.load("embedded"), "eval")
+    experts = loading.shipped(models.load(models.EMBEDDED))
+    pool = by_profile.toxic_sentences(profiles.load("embedded"), "eval")
     long = [" ".join(text.split()[:15]) for rows in pool.values() for text in rows.text if len(text.split()) >= 15]
     texts = [long[i % len(long)] + "!" * (i // len(long)) for i in range(asked.sentences)]  # no sentence twice
     rewriter = Rewriter(experts.denoiser, experts.settings)
@@ -49,7 +51,7 @@ def watched() -> list[int]:
     return found
 
 
-def megabytes(experts: adapters.Experts) -> float:
+def megabytes(experts: loading.Experts) -> float:
     """Size of the model with its three adapters."""
     return sum(p.numel() * p.element_size() for p in experts.denoiser.model.parameters()) / 1e6
 

@@ -17,11 +17,14 @@ import torch
 from jaxtyping import Float
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from companion import artifacts, models, paths, tokens
-from companion.artifacts import sha256_file
+from companion import paths, store
 from companion.errors import CompanionError
+from companion.lm import models, tokens
+from companion.store import sha256_file
 
 BATCH, MAX_TOKENS = 64, 512
+
+
 TOXIC = {"toxic", "toxicity"}  # the class is called so in the original and the unbiased models
 
 
@@ -78,7 +81,7 @@ def _official(name: str) -> Path:
         raise CompanionError(f"there is no Detoxify model or checkpoint file '{name}': choose one of {', '.join(MODEL_URLS)} or give a file.")
     path = paths.cache() / "detoxify" / MODEL_URLS[name].rsplit("/", 1)[1]
     if not path.exists():
-        artifacts.writable(path.parent)
+        store.writable(path.parent)
         try:
             torch.hub.download_url_to_file(MODEL_URLS[name], str(path), hash_prefix=_hash_in_name(path), progress=True)
         except (OSError, RuntimeError) as error:

@@ -22,13 +22,20 @@ from scipy.special import expit
 from sklearn.feature_extraction.text import HashingVectorizer
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from companion import models, paths, tokens
+from companion import paths
 from companion.errors import CompanionError
-from companion.toxicity.encoder import by_length, embed, load_encoder
+from companion.lm import models, tokens
+from companion.lm.sentence_encoder import by_length, embed, load_encoder
 
 FOLDER = paths.DATA / "scorer"
+
+
 WORDS = HashingVectorizer(n_features=2**17, ngram_range=(1, 2), alternate_sign=False, norm="l2", lowercase=True)
+
+
 CHARACTERS = HashingVectorizer(n_features=2**18, analyzer="char_wb", ngram_range=(2, 5), alternate_sign=False, norm="l2", lowercase=True)
+
+
 BATCH = 64
 
 

@@ -10,11 +10,13 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float
 
-from companion import tokens
-from companion.artifacts import sha256_file
 from companion.errors import CompanionError
+from companion.lm import tokens
+from companion.store import sha256_file
 
 VERSION = "1.9.1"
+
+
 SHA256 = {
     "model.joblib": "aeafc04849d4d93db4721cf30a86ebf22085595294b8a07d51918e7fa98f538b",
     "vectorizer.joblib": "19c5200dc6a41f026e0558e2f164f5fe8d8f58e502b46b37e4385037fcfa4831",

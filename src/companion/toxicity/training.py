@@ -26,18 +26,23 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from companion import public, tokens
+from companion.data import public
+from companion.lm import tokens
+from companion.lm.sentence_encoder import MAX_TOKENS, embed, load_encoder
 from companion.toxicity.embedded import EmbeddedScorer, lexical_features
-from companion.toxicity.encoder import MAX_TOKENS, embed, load_encoder
 from companion.toxicity.lexical import LexicalScorer
 
 SEED, EPOCHS, BALANCED_EPOCHS, BATCH, LEARNING_RATE = 0, 3, 3, 32, 4e-4
+
+
 LORA = {
     "r": 16,
     "lora_alpha": 32,
     "lora_dropout": 0.1,
     "target_modules": ["query", "key", "value", "attention.output.dense", "intermediate.dense", "output.dense"],
 }
+
+
 # Each source counts by the square root of its size, so that the small, subtle ones are heard.
 EXPONENT = 0.5
 

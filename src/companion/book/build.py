@@ -1,0 +1,118 @@
+"""Build the book from executed chapters. Sphinx executes nothing."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import nbformat
+import yaml
+
+from companion import paths
+from companion.book import record, runner
+from companion.errors import CompanionError
+
+PAGES = ("_config.yml", "_toc.yml", "intro.md", "pages", "references.bib")
+
+
+def build(folder: Path) -> Path:
+    """Render the book with the executed chapters of a run; return its index page.
+
+    Raises
+    ------
+    CompanionError
+        If a chapter has not been run or failed when it last was, or Sphinx warns (warnings are errors).
+    """
+    source, output, log = (paths.build() / name for name in ("book", "site", "build.log"))
+    shutil.rmtree(source, ignore_errors=True)
+    _copy_pages(source)
+    texts: dict[str, object] = {}
+    for chapter in runner.chapters():
+        executed = _executed(chapter, folder)
+        texts |= record.glued(executed)
+        _copy_chapter(executed, source / "chapters" / chapter.path.name)
+    intro = source / "intro.md"
+    intro.write_text(_filled(intro.read_text(encoding="utf-8"), texts), encoding="utf-8")
+    code = "from jupyter_book.cli.main import main; main()"
+    command = [sys.executable, "-X", "utf8", "-c", code, "build", str(source), "--path-output", str(output), "-W", "-n", "--keep-going"]
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", check=False)
+    log.write_text(done.stdout + done.stderr, encoding="utf-8")
+    if done.returncode:
+        shutil.rmtree(output, ignore_errors=True)  # or the next build would skip the pages that it has warned of
+        problems = [line for line in (done.stdout + done.stderr).splitlines() if "WARNING" in line or "ERROR" in line]
+        raise CompanionError(f"the book was not built, Sphinx complains (full log in '{log}'): " + "; ".join(problems[:5]))
+    index = output / "_build" / "html" / "index.html"
+    require_pages(index.parent)
+    return index
+
+
+def _copy_pages(source: Path) -> None:
+    """Copy what is in the book beside the chapters."""
+    (source / "chapters").mkdir(parents=True)
+    for name in PAGES:
+        path = paths.project() / name
+        if path.is_dir():
+            shutil.copytree(path, source / name)
+        else:
+            shutil.copy(path, source / name)
+    for card in paths.DATA.glob("*/README.md"):  # pages/data.md includes them
+        (source / "data" / card.parent.name).mkdir(parents=True)
+        shutil.copy(card, source / "data" / card.parent.name)
+
+
+def _executed(chapter: runner.Chapter, folder: Path) -> Path:
+    """The executed chapter of a run, if it is the one that was run last."""
+    again = f"run `companion run {chapter.name} --profile {folder.name}` first."
+    if how := runner.failed(folder).get(chapter.name):
+        raise CompanionError(f"chapter '{chapter.name}' failed when it was last run ({how}): {again}")
+    if not (folder / chapter.path.name).is_file():
+        raise CompanionError(f"chapter '{chapter.name}' has not been run: {again}")
+    return folder / chapter.path.name
+
+
+def _copy_chapter(executed: Path, target: Path) -> None:
+    """Copy an executed chapter: prose with results becomes Markdown, and what only machines read is left out."""
+    notebook, texts = nbformat.read(executed, as_version=4), record.glued(executed)
+    notebook.cells = [_cell(cell, texts) for cell in notebook.cells if "injected-parameters" not in cell.metadata.get("tags", [])]
+    nbformat.write(notebook, target)
+
+
+def _cell(cell: nbformat.NotebookNode, texts: Mapping[str, object]) -> nbformat.NotebookNode:
+    if cell.source.startswith(record.MAGIC):
+        source = _filled(cell.source.removeprefix(record.MAGIC).lstrip("\n"), texts)
+        return nbformat.v4.new_markdown_cell(source, id=cell.id)
+    if cell.cell_type == "code":
+        cell.outputs = [output for output in cell.outputs if "scrapbook" not in output.get("metadata", {})]
+    return cell
+
+
+def _filled(source: str, texts: Mapping[str, object]) -> str:
+    """Markdown with its results.
+
+    Raises
+    ------
+    CompanionError
+        If one of them is in no chapter of the run.
+    """
+    unknown = [name for name in record.names(source) if name not in texts]
+    if unknown:
+        raise CompanionError(f"the prose shows '{unknown[0]}', which no chapter of this run has: run the chapters again.")
+    return record.filled(source, texts)
+
+
+def require_pages(html: Path) -> None:
+    """Check that every page of ``_toc.yml`` was built, and that every chapter has a figure.
+
+    A book that silently builds nothing is the classic failure of an unattended Jupyter Book.
+    """
+    toc = yaml.safe_load((paths.project() / "_toc.yml").read_text(encoding="utf-8"))
+    pages = [toc["root"], *(entry["file"] for part in toc["parts"] for entry in part["chapters"])]
+    for page in pages:
+        path = html / f"{page}.html"
+        if not path.is_file():
+            raise CompanionError(f"the page '{page}' of _toc.yml is missing from the built book: see _build/build.log.")
+        if page.startswith("chapters/") and "_images/" not in path.read_text(encoding="utf-8"):
+            raise CompanionError(f"the page '{page}' was built without a figure: run its chapter again with `companion run --force`.")

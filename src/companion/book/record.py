@@ -1,0 +1,135 @@
+"""Results of a chapter: shown in its prose, and collected from executed chapters.
+
+A result is stored in the notebook twice: its text, for the prose, and a record with interval, n and seed, which
+``companion run`` collects into ``results.json``. Prose that carries results is a cell that begins with ``%%prose``:
+Markdown in which ``{{name}}`` stands for a result. It shows its numbers wherever the notebook is open, also in Colab,
+and :mod:`companion.book.build` turns it into an ordinary Markdown cell of the book.
+"""
+
+from __future__ import annotations
+
+import ast
+import math
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import psutil
+from IPython import get_ipython
+from IPython.display import DisplayHandle, Markdown, display
+
+from companion.metrics.estimates import Estimate
+
+PREFIX = "record:"
+
+
+MIME = "application/papermill.record/text/plain"  # a type that no front end shows
+
+
+MAGIC = "%%prose"
+
+
+NAME = re.compile(r"\{\{([A-Za-z_]\w*)\}\}")
+
+
+UNKNOWN = "…"  # stands for a result that is not there yet
+
+
+_texts: dict[str, str] = {}  # of this kernel
+
+
+_shown: dict[str, DisplayHandle] = {}  # prose that this kernel has shown, by its source
+
+
+def result(name: str, value: Estimate | float, *, seed: int, digits: int = 3, percent: bool = False) -> None:
+    """Glue a result under ``name`` (value) and ``name_ci`` (value with interval and n).
+
+    Parameters
+    ----------
+    digits
+        Digits after the point in the text.
+    percent
+        Show as a percentage.
+    """
+    estimate = value if isinstance(value, Estimate) else Estimate(float(value), float("nan"), float("nan"), 0)
+    text(name, _text(estimate.value, digits, percent))
+    record = {"value": _plain(estimate.value), "seed": seed}
+    if isinstance(value, Estimate):
+        low, high = _text(estimate.low, digits, percent), _text(estimate.high, digits, percent)
+        text(f"{name}_ci", f"{_text(estimate.value, digits, percent)} [{low}, {high}], n = {estimate.n:,}")
+        record |= {"low": _plain(estimate.low), "high": _plain(estimate.high), "n": estimate.n}
+    _store(PREFIX + name, record)
+
+
+def resources() -> None:
+    """Store the peak memory of this chapter's process in MB; the last line of each chapter."""
+    _store(PREFIX + "peak_memory", {"value": round(peak_bytes() / 2**20)})
+
+
+def peak_bytes() -> int:
+    """The most memory that this process has held so far. Each system says it elsewhere."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        return 2**10 * int(re.search(r"VmHWM:\s+(\d+) kB", status.read_text(encoding="utf-8"))[1])
+    memory = psutil.Process().memory_info()
+    if hasattr(memory, "peak_wset"):  # Windows
+        return memory.peak_wset
+    import resource  # macOS
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def text(name: str, value: str) -> None:
+    """Store a word or phrase for the prose."""
+    _texts[name] = value
+    _store(name, value)
+    for source, shown in _shown.items():
+        if name in names(source):
+            shown.update(Markdown(filled(source, _texts)))
+
+
+def prose(_line: str, source: str) -> None:
+    """The cell magic ``%%prose``: show Markdown with results in it. It follows results that come, or change, later."""
+    _shown[source] = display(Markdown(filled(source, _texts)), display_id=True)
+
+
+def filled(source: str, texts: Mapping[str, str]) -> str:
+    """Markdown with each ``{{name}}`` replaced by its text."""
+    return NAME.sub(lambda found: texts.get(found[1], UNKNOWN), source)
+
+
+def names(source: str) -> list[str]:
+    """Names of the results that a text shows."""
+    return NAME.findall(source)
+
+
+def _store(name: str, value: object) -> None:
+    """Leave a value in the notebook without showing it."""
+    display({MIME: repr(value)}, raw=True, metadata={"scrapbook": {"name": name}})
+
+
+def _plain(value: float) -> float | None:
+    """A number that JSON can hold; what is undefined (an AUC with one class only) becomes None."""
+    return float(value) if math.isfinite(value) else None
+
+
+def _text(value: float, digits: int, percent: bool) -> str:
+    return f"{100 * value:.{max(0, digits - 2)}f} %" if percent else f"{value:.{digits}f}"
+
+
+def collect(notebook: Path) -> dict[str, dict]:
+    """Return the records of an executed notebook by name."""
+    return {name.removeprefix(PREFIX): value for name, value in glued(notebook).items() if name.startswith(PREFIX)}
+
+
+def glued(notebook: Path) -> Mapping[str, object]:
+    """Return everything an executed notebook has stored."""
+    import nbformat  # here, because chapters write records only, and it takes longer to import than torch
+
+    cells = nbformat.read(notebook, as_version=4).cells
+    outputs = (output for cell in cells for output in cell.get("outputs", []))
+    return {output.metadata["scrapbook"]["name"]: ast.literal_eval(output.data[MIME]) for output in outputs if "scrapbook" in output.get("metadata", {})}
+
+
+if get_ipython() is not None:
+    get_ipython().register_magic_function(prose, "cell")

@@ -1,0 +1,207 @@
+"""Public data sets: registry, download, defensive parsing and the fixed splits.
+
+Files come from ``$COMPANION_DATA`` if it is set, else from the cache, else from the url in
+``data/registry.tsv``; their sha256 is checked each time. Rows are split by the hash of their
+text, once and for all (:func:`split_of`); near-duplicates of evaluation rows are dropped from
+the other parts (:mod:`companion.data.near_duplicates`).
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import os
+import re
+from pathlib import Path
+
+import pandas as pd
+import pooch
+
+from companion import paths, store
+from companion.data import near_duplicates
+from companion.errors import CompanionError
+
+# The modulus that sends a row of a source to the evaluation part (the rest: dev or train).
+EVALUATION_MODULUS = {"jigsaw": 5, "sbf": 5, "dynahate": 4, "paradetox": 10}
+
+
+SBF_EVALUATION_SOURCE = "redditMicroagressions"  # spelled so in the file: MaRCo's own set
+
+
+def registry() -> pd.DataFrame:
+    """Return ``data/registry.tsv``: file, sha256, bytes, url, licence, contents."""
+    return pd.read_csv(paths.DATA / "registry.tsv", sep="\t").set_index("file", drop=False)
+
+
+def fetch(name: str, *, progressbar: bool = False) -> Path:
+    """Return the path of one registered file, downloading it if need be.
+
+    Raises
+    ------
+    CompanionError
+        If the name is not registered, the file is missing or cannot be had, or its sha256 is wrong.
+    """
+    rows = registry()
+    if name not in rows.index:
+        raise CompanionError(f"'{name}' is not in data/registry.tsv: choose one of {', '.join(rows.index)}.")
+    row = rows.loc[name]
+    if os.environ.get("COMPANION_DATA"):
+        local = paths.absolute(os.environ["COMPANION_DATA"])
+        if not Path(local).is_dir():
+            raise CompanionError(f"COMPANION_DATA is '{local}', which is not a folder: set it to the folder of the public data or unset it.")
+        path = Path(local) / name
+        if not path.is_file():
+            raise CompanionError(f"'{name}' is not in COMPANION_DATA ('{local}'): put it there, or unset COMPANION_DATA to download it.")
+        if pooch.file_hash(path) != row.sha256:
+            raise CompanionError(f"'{path}' does not have the sha256 of data/registry.tsv: replace it with the registered version ({row.url}).")
+        return path
+    return _download(name, row, progressbar)
+
+
+def _download(name: str, row: pd.Series, progressbar: bool) -> Path:
+    target = paths.cache() / "public" / name
+    if target.is_file() and pooch.file_hash(target) != row.sha256:
+        raise CompanionError(f"the cached file '{target}' is corrupt: delete it and run `companion fetch`.")
+    if not target.is_file():
+        store.writable(target.parent)
+    try:
+        found = pooch.retrieve(row.url, known_hash=f"sha256:{row.sha256}", fname=target.name, path=target.parent, progressbar=progressbar)
+    except (OSError, ValueError) as error:
+        if store.is_disk_full(error):
+            raise store.disk_full_error() from error
+        if "does not match the known hash" in str(error):  # pooch: it keeps nothing
+            raise CompanionError(f"the download of '{name}' does not have its registered sha256: try again later, or set COMPANION_DATA.") from error
+        proxy = store.blamed_proxy(error)
+        remedy = f"the likely cause is the proxy in {proxy}, so correct or unset it" if proxy else "check the network"
+        raise CompanionError(
+            f"'{name}' could not be downloaded ({type(error).__name__}): {remedy}, or set COMPANION_DATA to a folder that holds it."
+        ) from error
+    return Path(found)
+
+
+def text_hash(text: str) -> int:
+    """First 8 hex digits of the sha256 of the stripped text, as an integer."""
+    return int(hashlib.sha256(text.strip().encode()).hexdigest()[:8], 16)
+
+
+def split_of(text: str, source: str) -> str:
+    """Return ``eval``, ``dev`` or ``train`` for a row of a hash-split source."""
+    h = text_hash(text)
+    if h % EVALUATION_MODULUS[source] == 0:
+        return "eval"
+    return "dev" if h % 10 == 1 else "train"
+
+
+def jigsaw() -> pd.DataFrame:
+    """12,180 Wikipedia comments, half of them toxic (no header, sorted by label)."""
+    rows = pd.read_csv(fetch("jigsaw/balanced.csv"), header=None, names=["text", "label"])
+    return _labelled(rows, "jigsaw")
+
+
+def sbf() -> pd.DataFrame:
+    """Social Bias Frames posts; label 1 if at least half the annotators found it offensive.
+
+    Posts occur once per annotation: rows are grouped, and posts of the MaRCo set
+    (``redditMicroagressions``) are evaluation rows whatever their hash.
+    """
+    rows = pd.read_csv(fetch("marco/sbf_dev.csv")).dropna(subset=["post", "offensiveYN"])
+    rows["post"] = rows.post.str.strip()
+    rows = rows.groupby("post", as_index=False, sort=False).agg(offensive=("offensiveYN", "mean"), origin=("dataSource", _origin))
+    rows["label"] = (rows.offensive >= 0.5).astype(int)
+    labelled = _labelled(rows.rename(columns={"post": "text"}), "sbf")
+    labelled.loc[labelled.origin == SBF_EVALUATION_SOURCE, "split"] = "eval"
+    return labelled
+
+
+def _origin(sources: pd.Series) -> str:
+    return SBF_EVALUATION_SOURCE if (sources == SBF_EVALUATION_SOURCE).any() else sources.iloc[0]
+
+
+def dynahate() -> pd.DataFrame:
+    """Adversarially written hate and not-hate."""
+    rows = pd.read_csv(fetch("marco/dynahate_dev.csv")).dropna(subset=["text", "label"])
+    rows["label"] = (rows.label == "hate").astype(int)
+    return _labelled(rows[["text", "label"]], "dynahate")
+
+
+def paradetox() -> pd.DataFrame:
+    """Toxic sentences (label 1) and their first neutral rewrite (label 0), split by the toxic side.
+
+    A few lines have irregular tabs: a line counts if its first two fields are not empty.
+    """
+    rows, pairs = [], []
+    with fetch("paradetox/paradetox.tsv").open(encoding="utf-8", newline="") as file:
+        for line in list(csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE))[1:]:
+            if len(line) >= 2 and line[0].strip() and line[1].strip():
+                pairs.append((line[0].strip(), line[1].strip()))
+    for toxic, neutral in pairs:
+        split = split_of(toxic, "paradetox")
+        rows += [(toxic, 1, "paradetox", split), (neutral, 0, "paradetox", split)]
+    return pd.DataFrame(rows, columns=["text", "label", "source", "split"])
+
+
+def microaggressions(split: str) -> list[str]:
+    """Quotes of microaggressions: all of the validation file is evaluation; the training file is dev or train by hash."""
+    texts = pd.read_csv(fetch(f"marco/microaggressions_{'val' if split == 'eval' else 'train'}.csv")).actual_quote.dropna().str.strip()
+    texts = texts[texts != ""].drop_duplicates()
+    return [text for text in texts if split == "eval" or ("dev" if text_hash(text) % 10 == 1 else "train") == split]
+
+
+def rewriting_sets(split: str) -> dict[str, pd.DataFrame]:
+    """The offensive sentences of MaRCo's three evaluation sets (column ``text``); of Social Bias Frames, for ``eval``, its own 92 posts."""
+    posts, hate = sbf(), dynahate()
+    own = (posts.origin == SBF_EVALUATION_SOURCE) | (split != "eval")
+    found = {
+        "microaggressions": pd.Series(microaggressions(split)),
+        "sbf": posts[(posts.split == split) & (posts.label == 1) & own].text,
+        "dynahate": hate[(hate.split == split) & (hate.label == 1)].text,
+    }
+    return {name: texts.to_frame("text").reset_index(drop=True) for name, texts in found.items()}
+
+
+def challenge_prompts() -> list[str]:
+    """The 1,199 RealToxicityPrompts challenge prompts (all of them evaluation rows)."""
+    with fetch("rtp/challenge_prompts.jsonl").open(encoding="utf-8") as file:
+        return [json.loads(line)["prompt"] for line in file if line.strip()]
+
+
+def wikitext(split: str) -> list[str]:
+    """Paragraphs of WikiText-2 (``eval``: raw test split; ``dev``: valid split, de-tokenised)."""
+    text = fetch({"eval": "wikitext2/wiki.test.raw", "dev": "wikitext2/wiki.valid.tokens"}[split]).read_text(encoding="utf-8")
+    lines = [line.strip() for line in text.splitlines()]
+    return [detokenise(line) for line in lines if line and not line.startswith("=")]
+
+
+def detokenise(text: str) -> str:
+    """Undo WikiText's spacing (``@-@``, `` , ``, ``( a )``), so that a language model sees plain text."""
+    text = re.sub(r" @([-.,])@ ", r"\1", text)
+    text = re.sub(r" ([.,:;!?%)\]])", r"\1", text)
+    text = re.sub(r"([(\[$£]) ", r"\1", text)
+    text = re.sub(r'(^| )" ([^"]*?) "', r'\1"\2"', text)
+    return re.sub(r" '(s|t|re|ve|ll|d|m)\b", r"'\1", text)
+
+
+def labelled(sources: tuple[str, ...] = ("jigsaw", "sbf", "dynahate", "paradetox")) -> pd.DataFrame:
+    """Return all labelled rows (text, label, source, split), near-duplicates on one side.
+
+    Rows of train and dev that nearly repeat an evaluation row, and rows of train that nearly
+    repeat a dev row, are dropped; so are exact repeats.
+    """
+    readers = {"jigsaw": jigsaw, "sbf": sbf, "dynahate": dynahate, "paradetox": paradetox}
+    rows = pd.concat([readers[source]() for source in sources], ignore_index=True)
+    rows = rows.drop_duplicates(subset=["text", "source"])
+    is_eval, is_dev = rows.split == "eval", rows.split == "dev"
+    repeats = near_duplicates.near_duplicates(rows.text[~is_eval], of=rows.text[is_eval])
+    rows = rows.drop(index=rows.index[~is_eval][repeats])
+    is_train, is_dev = rows.split == "train", rows.split == "dev"
+    repeats = near_duplicates.near_duplicates(rows.text[is_train], of=rows.text[is_dev])
+    return rows.drop(index=rows.index[is_train][repeats]).reset_index(drop=True)
+
+
+def _labelled(rows: pd.DataFrame, source: str) -> pd.DataFrame:
+    rows = rows[rows.text.astype(str).str.strip() != ""].copy()
+    rows["text"] = rows.text.astype(str).str.strip()
+    rows["source"] = source
+    rows["split"] = [split_of(text, source) for text in rows.text]
+    return rows

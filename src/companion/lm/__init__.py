@@ -1,0 +1,1 @@
+"""A language model and what it writes: ids, loading, anatomy, decoding, activations."""

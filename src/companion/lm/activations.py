@@ -1,0 +1,103 @@
+"""Neuron activations, summed in fp64 as they pass; nothing is kept per token.
+
+Sums are kept by block of prompts, so that intervals can resample prompts and halves can be held
+against each other, at the cost of one number per block and neuron.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from companion.lm import anatomy
+from companion.lm.models import LanguageModel
+
+BLOCKS = 50
+
+
+@dataclass(frozen=True)
+class Sums:
+    """Activation sums over the tokens of each block of prompts, the number of tokens, and of prompts in all."""
+
+    total: Float[Tensor, "block layer d_mlp"]
+    count: Int[Tensor, "block"]
+    prompts: int
+
+    @property
+    def mean(self) -> Float[Tensor, "layer d_mlp"]:
+        """Mean activation over all tokens, in fp64."""
+        return self.weighted(torch.ones(len(self.count)))
+
+    def weighted(self, weight: Float[Tensor, "block"]) -> Float[Tensor, "layer d_mlp"]:
+        """Mean over tokens with each block counted ``weight`` times (0 and 1 pick blocks, counts resample them)."""
+        weight = weight.double()
+        return torch.einsum("b,bln->ln", weight, self.total) / (weight @ self.count.double())
+
+
+class Recorder:
+    """Collects the activations of every layer while a model writes or reads.
+
+    Parameters
+    ----------
+    n_prompts
+        Prompts of the run; each belongs to a fixed random block.
+    through_norm
+        Divide activations by the scale of the norm that follows the MLP (Gemma), token by token,
+        so that with :func:`companion.mechanism.neurons.value_vectors` they add up to what is written into
+        the residual stream. Without effect on models that have no such norm. False takes them as
+        published.
+    """
+
+    def __init__(self, lm: LanguageModel, n_prompts: int, *, through_norm: bool = True) -> None:
+        self.sites = list(anatomy.neuron_sites(lm).values())
+        self.eps = anatomy.mlp_norm_eps(lm) if through_norm else None
+        self.block = torch.randperm(n_prompts, generator=torch.Generator().manual_seed(0)) % min(BLOCKS, n_prompts)
+        width = self.sites[0].weight.numel() // lm.model.config.hidden_size
+        self.total = torch.zeros(min(BLOCKS, n_prompts), len(self.sites), width, dtype=torch.float64)
+        self.count = torch.zeros(min(BLOCKS, n_prompts), dtype=torch.long)
+        self.rows: Int[Tensor, "batch"] | None = None
+        self.mask: Bool[Tensor, "batch last"] | None = None
+
+    @property
+    def sums(self) -> Sums:
+        return Sums(self.total, self.count, len(self.block))
+
+    @contextmanager
+    def watching(self, prompts: Sequence[int]) -> Iterator[None]:
+        """Record the forward passes of one batch, whose rows are these prompts.
+
+        Set the tokens that count with :meth:`count_last` before each pass.
+        """
+        self.rows = self.block[list(prompts)]
+        handles = [module.register_forward_hook(self._hook(layer)) for layer, module in enumerate(self.sites)]
+        try:
+            yield
+        finally:
+            self.rows = self.mask = None
+            for handle in handles:
+                handle.remove()
+
+    def count_last(self, mask: Bool[Tensor, "batch last"]) -> None:
+        """Say which of the last positions of the next pass count."""
+        self.mask = mask
+        self.count.index_add_(0, self.rows, mask.sum(-1).cpu())
+
+    def leave(self, ended: Bool[Tensor, "batch"]) -> None:
+        """Rows of the batch that further passes will not hold."""
+        self.rows = self.rows[~ended.cpu()]
+
+    def _hook(self, layer: int):
+        def add(_module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+            width = self.mask.shape[1]
+            weight = self.mask.double()
+            if self.eps is not None:
+                weight = weight * (output[:, -width:].double().square().mean(-1) + self.eps).rsqrt()
+            by_row = torch.einsum("bp,bpn->bn", weight, args[0][:, -width:].double())
+            self.total[:, layer].index_add_(0, self.rows, by_row.cpu())
+
+        return add

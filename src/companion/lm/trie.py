@@ -1,0 +1,67 @@
+"""Pack many nearly equal sequences into one row, so that a common beginning is computed once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+
+PACK = 512  # tokens of a packed row: enough to keep the cores busy, few enough for attention to stay cheap
+
+
+class Trie(NamedTuple):
+    """Sequences packed into one row so that a common beginning stands there once."""
+
+    ids: list[int]
+    depth: list[int]
+    ancestors: Bool[Tensor, "node node"]  # each node and those before it in its sequence
+    ends: list[int]  # last node of each sequence
+
+
+def pack(sequences: Sequence[Sequence[int]]) -> Trie:
+    """Pack sequences into a trie: a node attends to its ancestors only."""
+    child: dict[tuple[int, int], int] = {}
+    ids, depth, parent, ends = [], [], [], []
+    for sequence in sequences:
+        node = -1
+        for i, token in enumerate(sequence):
+            if (node, token) not in child:
+                child[node, token] = len(ids)
+                ids.append(token)
+                depth.append(i)
+                parent.append(node)
+            node = child[node, token]
+        ends.append(node)
+    ancestors = torch.eye(len(ids), dtype=torch.bool)
+    for node, above in enumerate(parent):
+        if above >= 0:
+            ancestors[node] |= ancestors[above]
+    return Trie(ids, depth, ancestors, ends)
+
+
+def reading(packed: Trie, separator: int) -> Bool[Tensor, "node"]:
+    """Which nodes stand before the separator of their sequence."""
+    separators = torch.tensor(packed.ids) == separator
+    return ~(packed.ancestors & separators).any(-1)
+
+
+def packs(sequences: Sequence[Sequence[int]], limit: int = PACK) -> list[list[int]]:
+    """Consecutive sequences in groups of at most about ``limit`` tokens, common beginnings not counted twice."""
+    found: list[list[int]] = []
+    size, before = limit, []
+    for i, sequence in enumerate(sequences):
+        added = len(sequence) - _common(sequence, before)
+        before = sequence
+        if size + added > limit:
+            found.append([])
+            size, added = 0, len(sequence)
+        found[-1].append(i)
+        size += added
+    return found
+
+
+def _common(a: Sequence[int], b: Sequence[int]) -> int:
+    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))

@@ -1,0 +1,89 @@
+"""Denoising language models: score the next token of a text, given a corrupted copy of it.
+
+One interface, two kinds: :class:`companion.marco.denoisers.causal.PrefixDenoiser`, a causal language model with
+adapters, and :class:`companion.marco.denoisers.encoder_decoder.Seq2SeqDenoiser`, encoder-decoders as in the paper.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple, Protocol
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+from transformers import PreTrainedTokenizerBase
+
+BASE, EXPERT, ANTI_EXPERT = ROLES = ("base", "expert", "anti_expert")
+
+
+class Encoded(NamedTuple):
+    """Token ids of a text and the characters each stands for."""
+
+    ids: list[int]
+    spans: list[tuple[int, int]]
+
+
+class Decoding(Protocol):
+    """A batch of targets being written, one token each at a time."""
+
+    def step(self, ids: Int[Tensor, "rows"] | None) -> Float[Tensor, "rows vocab"]:
+        """Append a token to each target (None: nothing, the first time) and return the logits of the next."""
+        ...
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Go on with these targets only."""
+        ...
+
+
+class Denoiser(Protocol):
+    """What masking and rewriting need of a denoising model."""
+
+    mask_id: int
+    end_id: int
+    marks: list[int]  # special tokens, never part of a text
+
+    def encode(self, text: str) -> Encoded:
+        """Token ids of plain text, without marks."""
+        ...
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of token ids, without marks."""
+        ...
+
+    def next_logits(self, roles: Sequence[str], sources: Sequence[list[int]], targets: Sequence[list[int]]) -> Iterator[Float[Tensor, "role rows vocab"]]:
+        """Logits of the token after each target, given its source, for each role; some rows at a time, in order."""
+        ...
+
+    def surprise(self, roles: Sequence[str], sources: Sequence[list[int]], targets: Sequence[list[int]]) -> Float[Tensor, "rows role"]:
+        """Cross-entropy of each target (its end included) given its source, summed over tokens, in nats; all rows in one batch."""
+        ...
+
+    def begin(self, roles: Sequence[str], sources: Sequence[list[int]], targets: Sequence[list[int]]) -> Decoding:
+        """Start writing one target per source, each with the model of its role and after what ``targets`` says already."""
+        ...
+
+
+class Tokenised:
+    """Plain text to token ids and back: the same for every tokenizer."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self.tokenizer, self.end_id = tokenizer, tokenizer.eos_token_id
+        self.marks = list(tokenizer.all_special_ids)
+
+    def encode(self, text: str) -> Encoded:
+        """As in :class:`Denoiser`."""
+        found = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True)
+        return Encoded(found["input_ids"], found["offset_mapping"])
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """As in :class:`Denoiser`."""
+        return self.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+
+def summed(logits: Float[Tensor, "rows pos vocab"], ids: Int[Tensor, "rows pos"], real: Bool[Tensor, "rows pos"]) -> Float[Tensor, "rows"]:
+    """Cross-entropy of the real tokens of each row, summed in fp32: what :meth:`Denoiser.surprise` is made of."""
+    each = torch.zeros(real.shape, device=logits.device)
+    each[real] = cross_entropy(logits[real].float(), ids[real], reduction="none")
+    return each.sum(-1)

@@ -1,0 +1,213 @@
+"""What a denoiser restores of held-out comments, and where expert and anti-expert disagree.
+
+All goes through :class:`companion.marco.denoisers.protocol.Denoiser`, so that adapters and encoder-decoders are asked
+the same, and gives one number per text, so that intervals can resample texts. What takes long is kept in the store.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import random
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Float
+
+from companion import store
+from companion.data import by_profile
+from companion.lm import models, trie
+from companion.marco.denoisers import causal, encoder_decoder, mixed_lora, protocol
+from companion.marco.denoisers.causal import PrefixDenoiser
+from companion.marco.denoisers.protocol import ANTI_EXPERT, BASE, EXPERT, ROLES, Denoiser
+from companion.marco.experts import adapter_training, corpus, examples
+from companion.marco.experts.adapter_training import AdapterConfig
+from companion.marco.experts.loading import Experts
+from companion.marco.experts.noise import infilled
+from companion.marco.rewriting import masking, rewriter, words
+from companion.marco.rewriting.rewriter import Reader
+from companion.marco.rewriting.script import Script
+from companion.marco.rewriting.words import Sentence
+from companion.profiles import Profile
+
+NAMES = {BASE: "base", EXPERT: "expert", ANTI_EXPERT: "anti-expert"}  # in tables and figures
+
+
+BLANK = -1  # stands for a mask among token positions
+
+
+TOGETHER = 96  # targets written together, over all roles: more would fill memory with keys and values
+
+
+CODE = (protocol, causal, encoder_decoder, mixed_lora, trie, masking, rewriter, corpus, adapter_training, words)
+
+
+def student(profile: Profile, config: AdapterConfig) -> PrefixDenoiser:
+    """A fresh base adapter on a fresh copy of the profile's model; where the experts are encoder-decoders, on the model that ships with the book."""
+    return adapter_training.attach(models.load(models.EMBEDDED if profile.experts == "bart" else profile.model), config)
+
+
+def held_out(profile: Profile) -> pd.DataFrame:
+    """``infilled_comments`` evaluation rows (text, label), the labels in turn: embedded comments, or all four public sources."""
+    rows = corpus.balanced("eval", profile.seed) if profile.data == "public" else by_profile.comments(profile, "eval")
+    each = min(profile.infilled_comments // 2 or len(rows), *(int((rows.label == label).sum()) for label in (0, 1)))
+    halves = [by_profile.spread(rows[rows.label == label], each) for label in (0, 1)]
+    return pd.concat(halves)[["text", "label"]].sort_index(kind="stable").reset_index(drop=True)
+
+
+class Corrupted(NamedTuple):
+    """A sentence, its source with masks, and the token ids that each blank hides."""
+
+    sentence: Sentence
+    source: list[int]
+    hidden: list[list[int]]
+
+
+def corrupt(model: Denoiser, texts: Sequence[str], seed: int) -> list[Corrupted]:
+    """Mask 30 % of the words of every text (none stays intact). The noise belongs to a text, whatever stands beside it."""
+    found = []
+    for text in texts:
+        sentence, noise = words.split(model, text), random.Random(f"{seed} {text}")
+        n = len(sentence.ids)
+        places = examples.pieces(sentence._replace(ids=list(range(n))))  # positions in the place of ids, so that we see what is gone
+        kept = list(range(n))
+        while BLANK not in kept:
+            kept = infilled(places, BLANK, noise)
+        source = [model.mask_id if place == BLANK else sentence.ids[place] for place in kept]
+        found.append(Corrupted(sentence, source, [sentence.ids[gone.start : gone.stop] for gone in _gaps(kept, n)]))
+    return found
+
+
+def _gaps(kept: Sequence[int], n: int) -> list[range]:
+    """Positions that each blank stands for; blanks side by side are one, as in rewriting."""
+    found, before = [], -1
+    for place, following in zip(kept, [*kept[1:], n], strict=True):
+        if place != BLANK:
+            before = place
+        elif following != BLANK:
+            found.append(range(before + 1, following))
+    return found
+
+
+def readable(model: Denoiser, source: Sequence[int]) -> str:
+    """A source as text, with ``___`` for each mask."""
+    cuts = [-1, *(i for i, token in enumerate(source) if token == model.mask_id), len(source)]
+    return " ___".join(model.decode(source[a + 1 : b]).rstrip() for a, b in itertools.pairwise(cuts)).strip()
+
+
+@torch.inference_mode()
+def losses(model: Denoiser, sources: Sequence[list[int]], targets: Sequence[list[int]], roles: Sequence[str] = ROLES) -> Float[np.ndarray, "role texts"]:
+    """Cross-entropy per token of each target (its end included) given its source, as each role would write it, in nats."""
+    found = np.zeros((len(roles), len(targets)))
+    for rows in _by_length(targets, TOGETHER // (4 * len(roles))):  # logits of whole targets: a few at a time
+        sums = model.surprise(roles, [sources[i] for i in rows], [targets[i] for i in rows])
+        found[:, rows] = sums.T.cpu().numpy() / np.array([len(targets[i]) + 1 for i in rows])
+    return found
+
+
+@torch.inference_mode()
+def write(model: Denoiser, sources: Sequence[list[int]], sentences: Sequence[Sentence]) -> list[list[int]]:
+    """What the base model writes, greedily and anchored, given each source."""
+    found: list[list[int]] = [[] for _ in sources]
+    for rows in _by_length(sources, TOGETHER):
+        some = [sources[i] for i in rows]
+        scripts = [Script(source, sentences[i], model, anchored=True) for i, source in zip(rows, some, strict=True)]
+        for i, ids in zip(rows, rewriter.write(model, scripts, [Reader(BASE, 1.0, some)]), strict=True):
+            found[i] = ids
+    return found
+
+
+@torch.inference_mode()
+def copies(model: Denoiser, sentences: Sequence[Sentence]) -> list[bool]:
+    """Whether the base model, reading each text intact and writing freely and greedily, returns it exactly.
+
+    It does if after every beginning of the text the next token is the likeliest: one pass instead of one per token.
+    """
+    expected = [(i, t, token) for i, sentence in enumerate(sentences) for t, token in enumerate([*sentence.ids, model.end_id])]
+    banned = [mark for mark in model.marks if mark != model.end_id]
+    found, done = [True] * len(sentences), 0
+    for [logits] in model.next_logits((BASE,), [sentences[i].ids for i, _, _ in expected], [sentences[i].ids[:t] for i, t, _ in expected]):
+        logits[:, banned] = -torch.inf
+        for (i, _, token), likeliest in zip(expected[done:], logits.argmax(-1).tolist(), strict=False):
+            found[i] &= token == likeliest
+        done += len(logits)
+    return found
+
+
+def fills(written: Sequence[int], source: Sequence[int], mask: int, end: int) -> list[list[int]]:
+    """What an anchored text says at each blank: everything before the next fixed token, or before the end."""
+    whole, at, found = [*written, end], 0, []
+    for token, following in zip(source, [*source[1:], end], strict=True):
+        if token != mask:
+            at += 1
+        elif following != mask:
+            stop = whole.index(following, at)
+            found.append(whole[at:stop])
+            at = stop
+    return found
+
+
+@dataclass(frozen=True)
+class Restored:
+    """What the experts made of some texts, one number per text.
+
+    Parameters
+    ----------
+    loss
+        Per token of the text, 30 % of whose words were masked, by role (nats).
+    copied
+        1 where the base adapter, writing freely, returned the intact text exactly.
+    blanks, exact
+        Blanks of the masked text, and how many of them the base adapter filled with exactly what they hide.
+    elsewhere
+        How many of the same answers are right for the blanks of the next text (control).
+    """
+
+    loss: dict[str, Float[np.ndarray, "texts"]]
+    copied: Float[np.ndarray, "texts"]
+    blanks: Float[np.ndarray, "texts"]
+    exact: Float[np.ndarray, "texts"]
+    elsewhere: Float[np.ndarray, "texts"]
+
+
+def measure(experts: Experts, texts: Sequence[str], seed: int) -> Restored:
+    """Losses, exact copies and exact spans of some texts, from the store or measured now."""
+    model, key = experts.denoiser, {"experts": experts.fingerprint, "texts": store.key_of({"texts": list(texts)}), "seed": seed}
+    masked = corrupt(model, texts, seed)
+    sources, sentences = [c.source for c in masked], [c.sentence for c in masked]
+    intact = [sentence.ids for sentence in sentences]
+
+    copied = _kept({**key, "what": "copies"}, lambda: copies(model, sentences))
+    written = _kept({**key, "what": "spans"}, lambda: write(model, sources, sentences))
+    loss = _kept({**key, "what": "losses"}, lambda: losses(model, sources, intact).tolist())
+    answers = [fills(ids, source, model.mask_id, model.end_id) for ids, source in zip(written, sources, strict=True)]
+    hidden = [c.hidden for c in masked]
+    return Restored(
+        loss={role: np.array(row) for role, row in zip(ROLES, loss, strict=True)},
+        copied=np.array(copied, dtype=float),
+        blanks=np.array([len(h) for h in hidden], dtype=float),
+        exact=_right(answers, hidden),
+        elsewhere=_right(answers[1:] + answers[:1], hidden),
+    )
+
+
+def _right(answers: list[list[list[int]]], hidden: list[list[list[int]]]) -> Float[np.ndarray, "texts"]:
+    """Number of blanks per text that are filled with what they hide; a text with fewer answers than blanks gives them in turn."""
+    return np.array([sum(a[k % len(a)] == span for k, span in enumerate(h)) for a, h in zip(answers, hidden, strict=True)], dtype=float)
+
+
+def _by_length(rows: Sequence[Sequence[int]], size: int) -> list[list[int]]:
+    """Indices of rows of similar length in groups of ``size``."""
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
+    return [order[i : i + size] for i in range(0, len(order), size)]
+
+
+def _kept(key: dict, make: Callable[[], list]) -> list:
+    """A JSON-able result from the store or made now."""
+    folder = store.artifact("restored", key, lambda f: (f / "found.json").write_text(json.dumps(make()), encoding="utf-8"), code=(*CODE, sys.modules[__name__]))
+    return json.loads((folder / "found.json").read_text(encoding="utf-8"))

@@ -1,0 +1,1 @@
+"""Chapter 9: where expert and anti-expert come from."""

@@ -1,0 +1,49 @@
+"""Strengths of the product and how words are masked: ours, and those that the paper published."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from companion.marco.rewriting import masking
+from companion.marco.rewriting.masking import Masking
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Strengths of the product, and how words are masked.
+
+    ``anchored`` keeps every word that is not masked: only blanks are written freely, until the text
+    after them goes on. Without it, as published, the whole sentence is written anew.
+    """
+
+    masking: Masking
+    alpha_expert: float
+    alpha_anti: float
+    temperature: float
+    alpha_base: float = 1.0
+    repetition_penalty: float = 1.0
+    anchored: bool = True
+
+    @property
+    def strengths(self) -> tuple[float, float, float]:
+        """Factor of each role's logits in the product."""
+        return self.alpha_base / self.temperature, self.alpha_expert, -self.alpha_anti
+
+
+def _published(alpha_expert: float, temperature: float, repetition_penalty: float) -> Settings:
+    as_run = Masking(threshold=1.2, relative=True, divergence=masking.half_jeffreys)
+    return Settings(as_run, alpha_expert, 1.5, temperature, repetition_penalty=repetition_penalty, anchored=False)
+
+
+#: Settings of the paper by evaluation set (its appendix; DynaHate's penalty is given as 1.5 and as 1.0).
+PUBLISHED = {"microaggressions": _published(4.25, 2.5, 1.0), "sbf": _published(5.0, 2.9, 1.5), "dynahate": _published(4.75, 2.5, 1.0)}
+
+
+def alone(settings: Settings) -> Settings:
+    """The same settings with one model only, which reads the masked text: the one cast as the expert."""
+    return replace(settings, alpha_base=0.0, alpha_expert=1.0, alpha_anti=0.0)
+
+
+def with_defects(settings: Settings) -> Settings:
+    """The same settings with the defects of the published code, its divergence and its index map; each word is scored by itself, as there."""
+    return replace(settings, masking=replace(settings.masking, divergence=masking.half_jeffreys, published_index=True, every=None))

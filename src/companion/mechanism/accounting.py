@@ -1,0 +1,136 @@
+"""Gross, net and shares of a reduction over groups of neurons, with intervals over prompts. Yang et al. (2024), section 5."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from companion.lm.activations import Sums
+from companion.mechanism.neurons import Group, Role, Side, groups, parts, roles
+from companion.metrics.estimates import Estimate
+
+HALVES = 20  # random ways to cut the prompts in two
+
+
+def account(reduction: Float[Tensor, "layer d_mlp"], group: Int[Tensor, "layer d_mlp"], reduces: Tensor | None = None) -> dict[str, float]:
+    """Gross and net reduction, whole and by group.
+
+    ``gross`` adds up the neurons that reduce, ``raise`` those that push the other way, ``net`` all.
+    ``reduces`` says which neurons count as reducing where that was settled on other prompts.
+    """
+    reduces = reduction > 0 if reduces is None else reduces
+    down = torch.where(reduces, reduction, 0.0)
+    found = {"gross": down.sum().item(), "net": reduction.sum().item(), "reducing": reduces.double().mean().item()}
+    by = {"gross": down, "net": reduction, "raise": down - reduction}
+    for name, values in by.items():
+        sums = torch.zeros(4, dtype=torch.float64).index_add_(0, group.flatten(), values.flatten().double())
+        found |= {f"{name}_{g.name}": sums[g].item() for g in Group}
+        if name != "raise":
+            found |= {f"{name}_share_{g.name}": (sums[g] / found[name]).item() for g in Group}
+    return found
+
+
+def shares(before: Side, after: Side, cosine: Float[Tensor, "layer d_mlp"], *, seed: int = 0, resamples: int = 300) -> dict[str, Estimate]:
+    """:func:`account` of the change from ``before`` to ``after``, with bootstrap intervals over prompts.
+
+    The blocks of both sides hold the same prompts and are drawn together. A gross sum has a floor
+    of noise that the interval does not show: hold it against :func:`split_half`.
+    """
+
+    def once(weight: Tensor) -> dict[str, float]:
+        base = before.sums.weighted(weight)
+        return account(base * before.projected - after.part(weight), groups(cosine, base))
+
+    return bootstrap_blocks(once, before.sums, seed=seed, resamples=resamples)
+
+
+def bootstrap_blocks(once: Callable[[Tensor], dict[str, float]], sums: Sums, *, seed: int = 0, resamples: int = 300) -> dict[str, Estimate]:
+    """Intervals of any statistic of the prompts; it is given how often each block of prompts is counted."""
+    generator, ones = torch.Generator().manual_seed(seed), torch.ones(len(sums.count))
+    return _estimates(once(ones), [once(_resample(ones, generator)) for _ in range(resamples)], sums.prompts)
+
+
+def split_half(before: Side, after: Side, cosine: Float[Tensor, "layer d_mlp"], *, seed: int = 0, resamples: int = 300) -> dict[str, Estimate]:
+    """:func:`account` with groups and directions settled on one half of the prompts and measured on the other.
+
+    Free of regression to the mean: chance cannot choose a neuron and count it, too.
+    """
+
+    def once(first: Tensor, second: Tensor) -> dict[str, float]:
+        base = before.sums.weighted(first)
+        chosen = groups(cosine, base), base * before.projected - after.part(first) > 0
+        return account(before.part(second) - after.part(second), *chosen)
+
+    return _over_halves(once, before.sums, seed, resamples)
+
+
+def other_prompts(side: Side, cosine: Float[Tensor, "layer d_mlp"], *, seed: int = 0, resamples: int = 300) -> dict[str, Estimate]:
+    """The null: :func:`account` of one model on one half of the prompts against itself on the other half."""
+
+    def once(first: Tensor, second: Tensor) -> dict[str, float]:
+        return account(side.part(first) - side.part(second), groups(cosine, side.sums.weighted(first)))
+
+    return _over_halves(once, side.sums, seed, resamples)
+
+
+def _over_halves(once: Callable[[Tensor, Tensor], dict[str, float]], sums: Sums, seed: int, resamples: int) -> dict[str, Estimate]:
+    """Mean of a statistic of two halves over random halves; the interval draws halves and, within them, blocks."""
+    generator, n = torch.Generator().manual_seed(seed), len(sums.count)
+    firsts = [(torch.randperm(n, generator=generator) < n // 2).double() for _ in range(HALVES)]
+    found = [once(*pair) for first in firsts for pair in ((first, 1 - first), (1 - first, first))]
+    value = {name: float(np.mean([f[name] for f in found])) for name in found[0]}
+    drawn = [once(_resample(first, generator), _resample(1 - first, generator)) for first in (firsts[i % HALVES] for i in range(resamples))]
+    return _estimates(value, drawn, sums.prompts)
+
+
+def _resample(weight: Float[Tensor, "block"], generator: torch.Generator) -> Float[Tensor, "block"]:
+    """How often each block is drawn, drawing as many as there are with weight 1."""
+    inside = weight.nonzero()[:, 0]
+    drawn = inside[torch.randint(len(inside), (len(inside),), generator=generator)]
+    return torch.bincount(drawn, minlength=len(weight)).double()
+
+
+def _estimates(value: dict[str, float], drawn: list[dict[str, float]], n: int) -> dict[str, Estimate]:
+    """Intervals around the values: quantiles of what was drawn, moved by the distance of its median from the value.
+
+    A sum of absolute values, such as gross, grows with noise, and resampled data are noisier than
+    the data; without the move the interval of gross may miss its own value.
+    """
+    found = {}
+    for name in value:
+        low, middle, high = np.quantile([d[name] for d in drawn], [0.025, 0.5, 0.975])
+        found[name] = Estimate(value[name], float(value[name] + low - middle), float(value[name] + high - middle), n)
+    return found
+
+
+def table(before: Side, after: Side, cosine: Float[Tensor, "layer d_mlp"], *, seed: int = 0, resamples: int = 200) -> pd.DataFrame:
+    """One row per neuron: projections, reduction with its interval over prompts and its three parts, group and role."""
+    reduction = before.projections - after.projections
+    group = groups(cosine, before.sums.mean)
+    generator = torch.Generator().manual_seed(seed)
+    ones = torch.ones(len(before.sums.count))
+    drawn = torch.stack([(before.part(w) - after.part(w)).float() for w in (_resample(ones, generator) for _ in range(resamples))])
+    low, high = (drawn.kthvalue(max(1, round(q * resamples)), dim=0).values for q in (0.025, 0.975))
+    layer, index = torch.meshgrid(*(torch.arange(n) for n in reduction.shape), indexing="ij")
+    columns = {
+        "layer": layer,
+        "index": index,
+        "cosine": cosine,
+        "before": before.sums.mean,
+        "after": after.sums.mean,
+        "p_before": before.projections,
+        "p_after": after.projections,
+        "reduction": reduction,
+        "low": low,
+        "high": high,
+        **parts(before, after),
+    }
+    rows = pd.DataFrame({name: values.flatten().numpy() for name, values in columns.items()})
+    code = roles(group, reduction).flatten().tolist()
+    names = {role.value: role for role in Role}
+    return rows.assign(group=[names[c].group.name for c in code], role=[names[c].arrow for c in code])

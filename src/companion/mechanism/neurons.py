@@ -1,0 +1,128 @@
+"""Which neurons write into the toxic direction, and what changes between two models.
+
+Notation of Yang et al. (section 3): m_i is the activation of neuron i and v_i its value vector;
+d is the toxic direction at unit length. The projection of a neuron is p_i = mean(m_i) · (v_i · d),
+its reduction Δp_i = p_i(before) − p_i(after): positive if the change lowers toxicity.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import IntEnum
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from companion.lm import anatomy
+from companion.lm.activations import Sums
+from companion.lm.models import LanguageModel
+
+
+class Group(IntEnum):
+    """Sign of the cosine (toxic, anti-toxic) and sign of the mean base activation (positive, negative)."""
+
+    TP = 0
+    TN = 1
+    AP = 2
+    AN = 3
+
+
+class Role(IntEnum):
+    """A group crossed with the direction of change; the value is the group's, plus 4 if toxicity goes up."""
+
+    TP_REDUCES = 0
+    TN_REDUCES = 1
+    AP_REDUCES = 2
+    AN_REDUCES = 3
+    TP_RAISES = 4
+    TN_RAISES = 5
+    AP_RAISES = 6
+    AN_RAISES = 7
+
+    @property
+    def group(self) -> Group:
+        return Group(self % 4)
+
+    @property
+    def reduces(self) -> bool:
+        return self < 4
+
+    @property
+    def arrow(self) -> str:
+        """Name in the EMNLP version, where ``TP↓`` reduces the projection."""
+        return f"{self.group.name}{'↓' if self.reduces else '↑'}"
+
+    @property
+    def magnitude(self) -> str:
+        """Name in version 1 of the paper, where ``TP−`` shrinks towards 0 and ``TN+`` grows away from it.
+
+        It is defined there by the change of the activation. The two namings agree unless the change of
+        the value vector outweighs it.
+        """
+        shrinks = self.reduces == (self.group in (Group.TP, Group.AN))
+        return f"{self.group.name}{'−' if shrinks else '+'}"
+
+
+@dataclass(frozen=True)
+class Side:
+    """A model on a text: its activation sums, and its value vectors projected on the direction."""
+
+    sums: Sums
+    projected: Float[Tensor, "layer d_mlp"]
+
+    def part(self, weight: Float[Tensor, "block"]) -> Float[Tensor, "layer d_mlp"]:
+        """Projections p_i with each block of prompts counted ``weight`` times."""
+        return self.sums.weighted(weight) * self.projected
+
+    @property
+    def projections(self) -> Float[Tensor, "layer d_mlp"]:
+        return self.sums.mean * self.projected
+
+
+def value_vectors(lm: LanguageModel, *, through_norm: bool = True) -> Iterator[Float[Tensor, "d_mlp d_model"]]:
+    """Value vectors layer by layer: what one unit of activation writes (rows of ``c_proj``, columns of ``down_proj``).
+
+    ``through_norm`` multiplies by the gain of the norm behind the MLP where there is one (Gemma);
+    the other half of that norm, its scale, is in the activations (:class:`companion.lm.activations.Recorder`).
+    """
+    norms = anatomy.mlp_norms(lm) if through_norm else None
+    for layer, site in enumerate(anatomy.neuron_sites(lm).values()):
+        weight = site.weight.detach()
+        vectors = weight if lm.model.config.model_type == "gpt2" else weight.T
+        yield vectors * (1 + norms[layer].weight.detach()) if norms else vectors
+
+
+def projected(lm: LanguageModel, direction: Float[Tensor, "*n d_model"], *, through_norm: bool = True) -> Float[Tensor, "*n layer d_mlp"]:
+    """v_i · d for every neuron and each direction, in fp64; directions are used as they are, unit length or not."""
+    d = direction.double().to(lm.device)
+    width = next(value_vectors(lm)).shape[0]
+    found = torch.empty(*d.shape[:-1], lm.n_layers, width, dtype=torch.float64)  # in one piece: small results would keep the fp64 copies' pages
+    for layer, vectors in enumerate(value_vectors(lm, through_norm=through_norm)):
+        found[..., layer, :] = (d @ vectors.double().T).cpu()
+    return found
+
+
+def cosines(lm: LanguageModel, direction: Float[Tensor, "d_model"], *, through_norm: bool = True) -> Float[Tensor, "layer d_mlp"]:
+    """Cosine of every value vector with the direction."""
+    d = direction.to(lm.device)
+    vectors_by_layer = value_vectors(lm, through_norm=through_norm)
+    return torch.stack([torch.nn.functional.cosine_similarity(vectors, d, dim=-1) for vectors in vectors_by_layer]).cpu()
+
+
+def groups(cosine: Float[Tensor, "layer d_mlp"], base_mean: Float[Tensor, "layer d_mlp"]) -> Int[Tensor, "layer d_mlp"]:
+    """:class:`Group` of every neuron; cosine 0 counts as anti-toxic, mean 0 as positive."""
+    return (cosine <= 0).long() * 2 + (base_mean < 0).long()
+
+
+def roles(group: Int[Tensor, "layer d_mlp"], reduction: Float[Tensor, "layer d_mlp"]) -> Int[Tensor, "layer d_mlp"]:
+    """:class:`Role` of every neuron; no change at all counts as raising."""
+    return group + 4 * (reduction <= 0).long()
+
+
+def parts(before: Side, after: Side) -> dict[str, Float[Tensor, "layer d_mlp"]]:
+    """Δp split exactly: changed activation, changed value vector, and both at once (of opposite sign)."""
+    m0, m1 = before.sums.mean, after.sums.mean
+    u0, u1 = before.projected, after.projected
+    return {"activation": (m0 - m1) * u0, "value": m0 * (u0 - u1), "interaction": -(m0 - m1) * (u0 - u1)}

@@ -1,0 +1,1 @@
+"""The papers' metrics, each with an interval over the units that vary."""

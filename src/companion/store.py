@@ -1,0 +1,202 @@
+"""A content-addressed store for what takes long to make: converted models, weights, pairs.
+
+The key of an artifact is a hash of everything that determines it: its inputs, the source of
+the modules that make it and the version of torch. It is built in a ``.partial`` folder, which
+survives Ctrl-C so that a builder can resume from its own checkpoints, and appears under its
+final name in one atomic rename, with a manifest of sizes and sha256.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+import torch
+from filelock import FileLock
+
+from companion import paths
+from companion.errors import CompanionError
+
+MANIFEST = "manifest.json"
+
+
+PROXIES = ("HTTPS_PROXY", "ALL_PROXY", "HTTP_PROXY")
+
+
+def key_of(inputs: dict) -> str:
+    """Return 16 hex digits that identify JSON-able inputs."""
+    return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def sha256_file(path: Path) -> str:
+    """Return the sha256 of a file as hex digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def source_hash(*modules: ModuleType) -> str:
+    """Return a hash of the source files of modules, so that edited code makes a new artifact."""
+    return hashlib.sha256(b"".join(Path(m.__file__).read_bytes() for m in modules)).hexdigest()[:16]
+
+
+def artifact(kind: str, inputs: dict, build: Callable[[Path], None], *, code: tuple[ModuleType, ...] = ()) -> Path:
+    """Return the folder of an artifact, building it first if it is not in the store.
+
+    Parameters
+    ----------
+    kind
+        Folder name in the cache, for example ``"dpo"``.
+    inputs
+        Everything the result depends on (JSON-able); it goes into the key and the manifest.
+    build
+        Called with a folder to fill. The folder may hold what an interrupted build left there.
+    code
+        Modules whose source goes into the key.
+
+    Raises
+    ------
+    CompanionError
+        If a stored file is corrupt, the disk is full or the cache cannot be written to.
+    """
+    inputs = {**inputs, "code": source_hash(*code), "torch": torch.__version__.split("+")[0]}
+    final = writable(paths.cache() / kind) / key_of(inputs)
+    try:
+        with FileLock(f"{final}.lock"):  # two runs that want the same artifact build it once
+            if final.is_dir():
+                verify(final)
+            else:
+                partial = final.with_suffix(".partial")
+                partial.mkdir(exist_ok=True)
+                build(partial)
+                write_manifest(partial, {"kind": kind, "inputs": inputs})
+                partial.rename(final)
+    except Exception as error:
+        if is_disk_full(error):
+            raise disk_full_error() from error
+        raise
+    return final
+
+
+def write_manifest(folder: Path, about: dict) -> None:
+    """Write ``manifest.json``: what was built and the size and sha256 of every file."""
+    files = {
+        str(path.relative_to(folder)): {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name != MANIFEST
+    }
+    (folder / MANIFEST).write_text(json.dumps({**about, "files": files}, indent=1), encoding="utf-8")
+
+
+def verify(folder: Path) -> dict:
+    """Check a stored artifact against its manifest and return the manifest.
+
+    Raises
+    ------
+    CompanionError
+        If a file is missing, has another size or another sha256.
+    """
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        for name, expected in manifest["files"].items():
+            path = folder / name
+            if path.stat().st_size != expected["bytes"] or sha256_file(path) != expected["sha256"]:
+                raise ValueError(name)
+    except (OSError, ValueError, KeyError) as error:
+        raise CompanionError(f"the cached artifact '{folder}' is corrupt: run `companion clean --corrupt` to delete it, then run again.") from error
+    return manifest
+
+
+def corrupt() -> list[Path]:
+    """Return the folders of finished artifacts that do not match their manifest or have none."""
+    found = []
+    for folder in sorted(p for p in paths.cache().glob("*/*") if p.is_dir() and re.fullmatch(r"[0-9a-f]{16}", p.name)):
+        try:
+            verify(folder)
+        except CompanionError:
+            found.append(folder)
+    return found
+
+
+def remove_corrupt() -> list[Path]:
+    """Delete corrupt artifacts; return their folders."""
+    removed = corrupt()
+    for folder in removed:
+        delete(folder)
+    return removed
+
+
+def delete(folder: Path) -> None:
+    """Delete a folder with all that is in it.
+
+    Raises
+    ------
+    CompanionError
+        If the system does not allow it.
+    """
+    try:
+        shutil.rmtree(folder)
+    except OSError as error:
+        raise CompanionError(f"'{folder}' could not be deleted ({_why(error, folder)}.") from error
+
+
+def writable(folder: Path) -> Path:
+    """Return a folder that files can be written to, made if need be.
+
+    Raises
+    ------
+    CompanionError
+        If that is not so.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f".{os.getpid()}.probe"  # os.access says yes to what Windows then refuses
+        probe.touch()
+        probe.unlink(missing_ok=True)
+    except OSError as error:
+        if is_disk_full(error):
+            raise disk_full_error() from error
+        raise CompanionError(f"'{folder}' cannot be written to ({_why(error, folder)}.") from error
+    return folder
+
+
+def _why(error: OSError, folder: Path) -> str:
+    cached = folder.is_relative_to(paths.cache())
+    remedy = "set COMPANION_CACHE to a folder of yours" if cached else "see whose it is and what its permissions are"
+    return f"{error.strerror}): {remedy}"
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Whether an exception says that no space is left (safetensors wraps the errno in text)."""
+    return getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in str(error)
+
+
+def disk_full_error() -> CompanionError:
+    """The sentence for a full disk."""
+    return CompanionError(
+        f"the disk is full: free some space (the cache is '{paths.cache()}') or set COMPANION_CACHE "
+        "to a folder on another disk, then run again; finished work is kept."
+    )
+
+
+def blamed_proxy(error: BaseException) -> str:
+    """The environment variable whose proxy is the likely cause of a failed download; empty if none is.
+
+    That is so if one is set and a request was tried that no server has answered. The value of the
+    variable is not for showing: it may hold a password.
+    """
+    chain = [error]
+    while (inner := chain[-1].__cause__ or chain[-1].__context__) is not None:
+        chain.append(inner)
+    if any(getattr(one, "response", None) is not None for one in chain):
+        return ""
+    network = re.compile("requests|urllib3|http")
+    if not any(network.match(type(one).__module__) or "proxy" in str(one).lower() for one in chain):
+        return ""
+    return next((name for name in os.environ if name.upper() in PROXIES and os.environ[name]), "")

