@@ -5,19 +5,19 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 import threading
 import time
-import types
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from companion import store
+from companion import paths, store
 from companion.errors import CompanionError
 
 
@@ -25,15 +25,6 @@ from companion.errors import CompanionError
 def cache(tmp_path, monkeypatch) -> Path:
     monkeypatch.setenv("COMPANION_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache"
-
-
-def module(folder: Path, source: str) -> types.ModuleType:
-    """A module object whose file holds ``source``."""
-    path = folder / f"module_{len(list(folder.glob('module_*')))}.py"
-    path.write_text(source, encoding="utf-8")
-    made = types.ModuleType(path.stem)
-    made.__file__ = str(path)
-    return made
 
 
 def writer(text: str = "made", calls: list | None = None):
@@ -65,21 +56,62 @@ def test_key_ignores_order_and_sees_every_value(inputs, random):
         assert store.key_of({k: v for k, v in inputs.items() if k != name}) != store.key_of(inputs)
 
 
-def test_folder_depends_on_kind_inputs_code_and_torch(cache, tmp_path, monkeypatch):
-    old, same, new = (module(tmp_path, source) for source in ("x = 1\n", "x = 1\n", "x = 2\n"))
-    base = store.artifact("kind", {"n": 1}, writer(), code=(old,))
-    assert store.artifact("kind", {"n": 1}, writer(), code=(same,)) == base  # the source counts, not the path
-    others = [
-        store.artifact("kind", {"n": 2}, writer(), code=(old,)),
-        store.artifact("kind", {"n": 1}, writer(), code=(new,)),
-        store.artifact("kind", {"n": 1}, writer()),
-        store.artifact("other", {"n": 1}, writer(), code=(old,)),
-    ]
+def test_folder_depends_on_kind_inputs_code_and_torch(cache, monkeypatch):
+    base = store.artifact("kind", {"n": 1}, writer())
+    others = [store.artifact("kind", {"n": 2}, writer()), store.artifact("other", {"n": 1}, writer())]
+    with monkeypatch.context() as patched:
+        patched.setattr(store, "code_of", lambda module: "edited")
+        others.append(store.artifact("kind", {"n": 1}, writer()))
     monkeypatch.setattr(store.torch, "__version__", "0.0.1+cpu")
-    others.append(store.artifact("kind", {"n": 1}, writer(), code=(old,)))
-    assert len({base, *others}) == 6
+    others.append(store.artifact("kind", {"n": 1}, writer()))
+    assert len({base, *others}) == 5
     monkeypatch.setattr(store.torch, "__version__", "0.0.1+cu999")  # the build of torch, as opposed to its version, does not count
-    assert store.artifact("kind", {"n": 1}, writer(), code=(old,)) == others[-1]
+    assert store.artifact("kind", {"n": 1}, writer()) == others[-1]
+
+
+# A module that builds artifacts, some that what it builds depends on, and some that it does not.
+BUILDERS = {
+    "mechanism.exam": (["mechanism.interventions", "lm.generation", "lm.tokens", "metrics.perplexity"], ["mechanism.dpo", "marco.rewriting.masking"]),
+    "mechanism.pairs": (["mechanism.pplm", "mechanism.probe", "lm.generation", "lm.tokens"], ["mechanism.exam"]),
+    "mechanism.trials": (["mechanism.interventions", "mechanism.exam"], ["marco.rewriting.words"]),
+    "mechanism.dpo": (["lm.tokens", "lm.checkpoint", "lm.kernels"], ["mechanism.neurons"]),
+    "lm.recording": (["lm.models", "lm.activations", "lm.generation", "lm.tokens", "lm.anatomy"], ["mechanism.probe"]),
+    "lm.models": (["lm.tiny", "lm.packaged"], ["lm.generation"]),
+    "marco.experts.loading": (["marco.experts.noise", "marco.experts.examples", "marco.denoisers.causal"], ["mechanism.dpo"]),
+    "marco.evaluation.rewrites": (["lm.tokens", "lm.generation", "marco.rewriting.masking", "marco.rewriting.script"], ["mechanism.exam"]),
+    "marco.evaluation.restoration": (["lm.tokens", "lm.generation", "marco.experts.noise"], ["book.plots"]),
+}
+
+
+@pytest.mark.parametrize("builder", BUILDERS)
+def test_edited_code_makes_a_new_artifact(builder, tmp_path):
+    """The key follows what a builder imports: nobody keeps a list by hand, so nothing can be missing from one."""
+    package = shutil.copytree(paths.PACKAGE, tmp_path / "companion", ignore=shutil.ignore_patterns("_data", "__pycache__"))
+    before = store.code_of(f"companion.{builder}", package)
+    assert before == store.code_of(f"companion.{builder}")
+    needed, others = BUILDERS[builder]
+    for name in [builder, *needed, *others]:
+        file = package.joinpath(*name.split(".")).with_suffix(".py")
+        source = file.read_text(encoding="utf-8")
+        for edited, matters in ((source + "\nX = 1\n", name not in others), (source + "\n# a comment\n", False)):
+            file.write_text(edited, encoding="utf-8")
+            store._imported.cache_clear()
+            assert (store.code_of(f"companion.{builder}", package) != before) is matters, name
+        file.write_text(source, encoding="utf-8")
+    store._imported.cache_clear()
+
+
+def test_every_builder_is_among_them():
+    called = {
+        path.relative_to(paths.PACKAGE).with_suffix("").as_posix().replace("/", ".")
+        for path in paths.PACKAGE.rglob("*.py")
+        if re.search(r"store\.artifact\(|[^.]artifact\(\"", path.read_text(encoding="utf-8"))
+    }
+    assert called - {"mechanism.probe"} == set(BUILDERS)  # the probe imports little: one row more would say nothing new
+
+
+def test_what_is_no_module_of_ours_has_no_code():
+    assert store.code_of("numpy") == store.code_of("tests.nothing") != store.code_of("companion.lm.tokens")
 
 
 def test_built_once_then_loaded(cache):

@@ -8,6 +8,7 @@ final name in one atomic rename, with a manifest of sizes and sha256.
 
 from __future__ import annotations
 
+import ast
 import errno
 import hashlib
 import json
@@ -15,8 +16,8 @@ import os
 import re
 import shutil
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
-from types import ModuleType
 
 import torch
 from filelock import FileLock
@@ -27,6 +28,8 @@ from companion.errors import CompanionError
 MANIFEST = "manifest.json"
 
 
+# Modules that cannot change what is built: where things are kept, and how a mistake is said.
+INERT = frozenset({"companion", "companion.errors", "companion.paths", "companion.store"})
 PROXIES = ("HTTPS_PROXY", "ALL_PROXY", "HTTP_PROXY")
 
 
@@ -41,12 +44,52 @@ def sha256_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def source_hash(*modules: ModuleType) -> str:
-    """Return a hash of the source files of modules, so that edited code makes a new artifact."""
-    return hashlib.sha256(b"".join(Path(m.__file__).read_bytes() for m in modules)).hexdigest()[:16]
+def code_of(module: str, package: Path = paths.PACKAGE) -> str:
+    """Return a hash of a module's code and of all that it imports from this package, so that edited code makes a new artifact.
+
+    Comments and docstrings do not count. A module from elsewhere has no code of ours.
+    """
+    digest = hashlib.sha256()
+    for name in sorted(_imported(module, package)):
+        digest.update(_code(_file(name, package)).encode())
+    return digest.hexdigest()[:16]
 
 
-def artifact(kind: str, inputs: dict, build: Callable[[Path], None], *, code: tuple[ModuleType, ...] = ()) -> Path:
+@cache
+def _imported(module: str, package: Path) -> frozenset[str]:
+    """A module and those of this package that it imports, at the top or in a function, directly or not; without ``INERT``."""
+    found, todo = set(), [module]
+    while todo:
+        name = todo.pop()
+        path = _file(name, package)
+        if path is None or name in found or name in INERT:
+            continue
+        found.add(name)
+        for node in ast.walk(ast.parse(path.read_bytes())):
+            if isinstance(node, ast.ImportFrom) and node.module:
+                todo += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+            elif isinstance(node, ast.Import):
+                todo += [alias.name for alias in node.names]
+    return frozenset(found)
+
+
+def _file(module: str, package: Path) -> Path | None:
+    """The source of a module of this package; None for others, and for names that are no modules."""
+    root, *parts = module.split(".")
+    base = package.joinpath(*parts)
+    path = base / "__init__.py" if base.is_dir() else base.with_suffix(".py")
+    return path if root == "companion" and path.is_file() else None
+
+
+def _code(path: Path) -> str:
+    tree = ast.parse(path.read_bytes())
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
+            node.body[0] = ast.Pass()
+    return ast.unparse(tree)
+
+
+def artifact(kind: str, inputs: dict, build: Callable[[Path], None]) -> Path:
     """Return the folder of an artifact, building it first if it is not in the store.
 
     Parameters
@@ -56,16 +99,15 @@ def artifact(kind: str, inputs: dict, build: Callable[[Path], None], *, code: tu
     inputs
         Everything the result depends on (JSON-able); it goes into the key and the manifest.
     build
-        Called with a folder to fill. The folder may hold what an interrupted build left there.
-    code
-        Modules whose source goes into the key.
+        Called with a folder to fill. The folder may hold what an interrupted build left there. The code of the module
+        that defines it, and all that this one imports, goes into the key (:func:`code_of`).
 
     Raises
     ------
     CompanionError
         If a stored file is corrupt, the disk is full or the cache cannot be written to.
     """
-    inputs = {**inputs, "code": source_hash(*code), "torch": torch.__version__.split("+")[0]}
+    inputs = {**inputs, "code": code_of(build.__module__), "torch": torch.__version__.split("+")[0]}
     final = writable(paths.cache() / kind) / key_of(inputs)
     try:
         with FileLock(f"{final}.lock"):  # two runs that want the same artifact build it once

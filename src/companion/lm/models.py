@@ -73,7 +73,7 @@ def load(name: str) -> LanguageModel:
     if name in PACKAGED:
         folder = store.artifact("models", {"model": name, "gguf": PACKAGED[name].sha256}, lambda f: _convert(name, f))
     elif name in tiny.NAMES:
-        folder = store.artifact("models", {"model": name}, lambda f: tiny.build(name, f), code=(tiny,))
+        folder = store.artifact("models", {"model": name}, lambda f: tiny.build(name, f))
     elif Path(name).is_dir():
         folder = Path(name)
     else:

@@ -8,7 +8,6 @@ Results are kept in the store, because chapters 4 to 8 share them.
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +19,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from companion import store
-from companion.lm import activations, anatomy, generation, tokens
+from companion.lm import anatomy, generation, tokens
 from companion.lm.activations import Recorder, Sums
 from companion.lm.generation import Generated
 from companion.lm.models import LanguageModel
@@ -47,8 +46,7 @@ def write(lm: LanguageModel, task: Task, *, through_norm: bool = True, progress:
         (folder / "texts.json").write_text(json.dumps(made.texts), encoding="utf-8")
 
     inputs = {"model": lm.fingerprint, "task": _key(task), "through_norm": _matters(lm, through_norm)}
-    code = (sys.modules[__name__], activations, generation, tokens)
-    folder = store.artifact("activations", inputs, build, code=code)
+    folder = store.artifact("activations", inputs, build)
     stored = load_file(folder / "written.safetensors")
     texts = json.loads((folder / "texts.json").read_text(encoding="utf-8"))
     return Generated(stored["ids"], stored["mask"], texts), Sums(stored["total"], stored["count"], len(task.prompts))
@@ -64,7 +62,7 @@ def read(lm: LanguageModel, task: Task, text: Generated, *, through_norm: bool =
 
     content = store.key_of({"ids": text.ids.tolist(), "mask": text.mask.tolist()})
     inputs = {"model": lm.fingerprint, "task": _key(task), "text": content, "through_norm": _matters(lm, through_norm)}
-    folder = store.artifact("activations", inputs, build, code=(sys.modules[__name__], activations, tokens))
+    folder = store.artifact("activations", inputs, build)
     stored = load_file(folder / "read.safetensors")
     return Sums(stored["total"], stored["count"], len(task.prompts))
 

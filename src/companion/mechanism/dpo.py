@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import copy
 import json
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -230,5 +229,5 @@ def trained(lm: LanguageModel, pairs: Sequence[Pair], config: DPOConfig, *, prog
         (folder / "history.json").write_text(json.dumps(history), encoding="utf-8")
 
     inputs = {"model": lm.fingerprint, "pairs": store.key_of({"triples": triples}), "config": asdict(config)}
-    folder = store.artifact("dpo", inputs, build, code=(sys.modules[__name__], tokens))
+    folder = store.artifact("dpo", inputs, build)
     return load_folder(folder, f"{lm.name}-dpo"), json.loads((folder / "history.json").read_text(encoding="utf-8"))

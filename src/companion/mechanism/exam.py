@@ -8,7 +8,6 @@ chapter's methods beside its own without running them again.
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,9 +18,8 @@ from transformer_lens import TransformerBridge
 
 from companion import store
 from companion.data import by_profile
-from companion.lm import generation, tokens
+from companion.lm import generation
 from companion.lm.models import LanguageModel
-from companion.mechanism import interventions
 from companion.mechanism.interventions import Intervention, Positions, applied
 from companion.metrics import estimates, perplexity
 from companion.metrics.estimates import Estimate
@@ -107,7 +105,7 @@ def _written(lm: LanguageModel, view: TransformerBridge, exam: Exam, given: tupl
         (folder / "texts.json").write_text(json.dumps(texts), encoding="utf-8")
 
     inputs = {**_inputs(lm, given, positions), "asked": store.key_of({"texts": asked}), **settings}
-    folder = store.artifact("written", inputs, build, code=(sys.modules[__name__], interventions, generation, tokens))
+    folder = store.artifact("written", inputs, build)
     return json.loads((folder / "texts.json").read_text(encoding="utf-8"))
 
 
@@ -120,7 +118,7 @@ def _losses(lm: LanguageModel, view: TransformerBridge, windows: list[list[int]]
         (folder / "losses.json").write_text(json.dumps([nll.tolist(), count.tolist()]), encoding="utf-8")
 
     inputs = {**_inputs(lm, given, positions), "windows": store.key_of({"ids": windows})}
-    folder = store.artifact("losses", inputs, build, code=(sys.modules[__name__], interventions, estimates, tokens))
+    folder = store.artifact("losses", inputs, build)
     return tuple(np.array(values) for values in json.loads((folder / "losses.json").read_text(encoding="utf-8")))
 
 

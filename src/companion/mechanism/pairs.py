@@ -22,7 +22,7 @@ from companion.errors import CompanionError
 from companion.lm import models, tokens
 from companion.lm.generation import generate
 from companion.lm.models import LanguageModel
-from companion.mechanism import pairs, pplm, probe
+from companion.mechanism import pplm, probe
 from companion.mechanism.pplm import PPLM, steered
 from companion.mechanism.probe import Probe
 from companion.profiles import Profile
@@ -142,4 +142,4 @@ def load(profile: Profile, lm: LanguageModel, probe: Probe, scorer: Scorer) -> l
         **options,
         **vars(settings),
     }
-    return read(store.artifact("pairs", inputs, build, code=(pairs,)) / "pairs.jsonl")
+    return read(store.artifact("pairs", inputs, build) / "pairs.jsonl")

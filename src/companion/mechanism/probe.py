@@ -7,7 +7,6 @@ are the toxic value vectors; the SVD of the top ones gives further directions.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -130,7 +129,7 @@ def trained(
         fit(x, labels, layer).save(folder / "probe.safetensors")
 
     inputs = {"model": lm.fingerprint, "layer": layer, "comments": store.key_of({"texts": list(texts), "labels": np.asarray(labels).tolist()})}
-    return Probe.load(store.artifact("probe", inputs, build, code=(sys.modules[__name__], tokens)) / "probe.safetensors")
+    return Probe.load(store.artifact("probe", inputs, build) / "probe.safetensors")
 
 
 def toxic_neurons(

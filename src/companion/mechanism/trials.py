@@ -7,7 +7,6 @@ them together, at no cost, because outcomes are in the store.
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +26,7 @@ from companion.mechanism.exam import Exam, Outcome, examine
 from companion.mechanism.interventions import AblateValues, Intervention, Patch, Positions, RescaleKeys, Subtract, applied
 from companion.mechanism.neurons import Group
 from companion.mechanism.study import Study
-from companion.metrics import estimates, perplexity
+from companion.metrics import perplexity
 
 Neurons = Bool[Tensor, "layer d_mlp"]
 
@@ -137,7 +136,7 @@ def calibrated(lm: LanguageModel, view: TransformerBridge, direction: Float[Tens
         (folder / "scale.json").write_text(json.dumps(float(scale)), encoding="utf-8")
 
     inputs = {"model": lm.fingerprint, "direction": Subtract(direction, 1.0, layer).fingerprint, "windows": store.key_of({"ids": windows}), "rise": rise}
-    folder = store.artifact("scales", inputs, build, code=(sys.modules[__name__], estimates, tokens))
+    folder = store.artifact("scales", inputs, build)
     return Subtract(direction, json.loads((folder / "scale.json").read_text(encoding="utf-8")), layer)
 
 

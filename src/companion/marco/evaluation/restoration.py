@@ -9,7 +9,6 @@ from __future__ import annotations
 import itertools
 import json
 import random
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -21,15 +20,14 @@ from jaxtyping import Float
 
 from companion import store
 from companion.data import by_profile
-from companion.lm import models, trie
-from companion.marco.denoisers import causal, encoder_decoder, mixed_lora, protocol
+from companion.lm import models
 from companion.marco.denoisers.causal import PrefixDenoiser
 from companion.marco.denoisers.protocol import ANTI_EXPERT, BASE, EXPERT, ROLES, Denoiser
 from companion.marco.experts import adapter_training, corpus, examples
 from companion.marco.experts.adapter_training import AdapterConfig
 from companion.marco.experts.loading import Experts
 from companion.marco.experts.noise import infilled
-from companion.marco.rewriting import masking, rewriter, words
+from companion.marco.rewriting import rewriter, words
 from companion.marco.rewriting.rewriter import Reader
 from companion.marco.rewriting.script import Script
 from companion.marco.rewriting.words import Sentence
@@ -42,9 +40,6 @@ BLANK = -1  # stands for a mask among token positions
 
 
 TOGETHER = 96  # targets written together, over all roles: more would fill memory with keys and values
-
-
-CODE = (protocol, causal, encoder_decoder, mixed_lora, trie, masking, rewriter, corpus, adapter_training, words)
 
 
 def student(profile: Profile, config: AdapterConfig) -> PrefixDenoiser:
@@ -209,5 +204,5 @@ def _by_length(rows: Sequence[Sequence[int]], size: int) -> list[list[int]]:
 
 def _kept(key: dict, make: Callable[[], list]) -> list:
     """A JSON-able result from the store or made now."""
-    folder = store.artifact("restored", key, lambda f: (f / "found.json").write_text(json.dumps(make()), encoding="utf-8"), code=(*CODE, sys.modules[__name__]))
+    folder = store.artifact("restored", key, lambda f: (f / "found.json").write_text(json.dumps(make()), encoding="utf-8"))
     return json.loads((folder / "found.json").read_text(encoding="utf-8"))

@@ -15,9 +15,9 @@ from pathlib import Path
 import numpy as np
 
 from companion import store
-from companion.lm import generation, trie
+from companion.lm import generation
 from companion.lm.models import LanguageModel
-from companion.marco.denoisers import causal, encoder_decoder, mixed_lora, protocol
+from companion.marco.denoisers import protocol
 from companion.marco.evaluation import baselines
 from companion.marco.experts.loading import Experts
 from companion.marco.rewriting import masking, rewriter, settings, words
@@ -25,9 +25,6 @@ from companion.marco.rewriting.rewriter import Rewrite, Rewriter
 from companion.marco.rewriting.settings import Settings, alone
 
 TOGETHER = 64  # sentences between two progress marks in the store
-
-
-CODE = (protocol, causal, encoder_decoder, mixed_lora, trie, masking, rewriter, words)
 
 
 def marco(experts: Experts, texts: Sequence[str], settings: Settings | None = None) -> list[Rewrite]:
@@ -39,7 +36,7 @@ def marco(experts: Experts, texts: Sequence[str], settings: Settings | None = No
         found = rewriter(some)
         return [{"text": r.text, "masked": r.masked, "divergence": [None if np.isnan(d) else float(d) for d in r.divergence]} for r in found]
 
-    rows = _kept({"method": "marco", "experts": experts.fingerprint, "settings": _plain(settings)}, texts, make, CODE)
+    rows = _kept({"method": "marco", "experts": experts.fingerprint, "settings": _plain(settings)}, texts, make)
     sentences = [words.split(experts.denoiser, text) for text in texts]
     return [
         Rewrite(text, row["text"], sentence, np.array([np.nan if d is None else d for d in row["divergence"]], dtype=float), row["masked"])
@@ -57,7 +54,7 @@ def filled(
         return rewriter.fill(experts.denoiser, sentences, [chosen for _, chosen in some], settings, cast=cast)
 
     key = {"method": "fill", "experts": experts.fingerprint, "settings": _plain(settings), "cast": cast}
-    return _kept(key, list(zip(texts, masked, strict=True)), make, CODE)
+    return _kept(key, list(zip(texts, masked, strict=True)), make)
 
 
 def asked(instruct: LanguageModel, texts: Sequence[str]) -> list[str]:
@@ -110,7 +107,7 @@ def _plain(settings: Settings) -> dict:
     return found
 
 
-def _kept(key: dict, inputs: Sequence, make: Callable[[list], list], code: tuple) -> list:
+def _kept(key: dict, inputs: Sequence, make: Callable[[list], list]) -> list:
     """``make`` of all inputs, some at a time, from the store or now."""
     inputs = list(inputs)
 
@@ -125,5 +122,5 @@ def _kept(key: dict, inputs: Sequence, make: Callable[[list], list], code: tuple
         (folder / "rewrites.json").write_text(json.dumps(done), encoding="utf-8")
         state.unlink(missing_ok=True)
 
-    folder = store.artifact("rewrites", {**key, "texts": store.key_of({"texts": inputs})}, build, code=code)
+    folder = store.artifact("rewrites", {**key, "texts": store.key_of({"texts": inputs})}, build)
     return json.loads((folder / "rewrites.json").read_text(encoding="utf-8"))

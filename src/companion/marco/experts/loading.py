@@ -23,12 +23,12 @@ from companion.data import by_profile
 from companion.errors import CompanionError
 from companion.lm import models
 from companion.lm.models import LanguageModel
-from companion.marco.denoisers import causal, mixed_lora, protocol
+from companion.marco.denoisers import mixed_lora
 from companion.marco.denoisers.causal import PrefixDenoiser
 from companion.marco.denoisers.encoder_decoder import Seq2SeqDenoiser
 from companion.marco.denoisers.protocol import BASE, ROLES, Denoiser
 from companion.marco.experts import adapter_training, contrast_training, corpus
-from companion.marco.rewriting import masking, words
+from companion.marco.rewriting import masking
 from companion.marco.rewriting.settings import PUBLISHED, Settings
 from companion.profiles import Profile
 
@@ -36,9 +36,6 @@ FOLDER = paths.DATA / "adapters"
 
 
 BART = ("facebook/bart-base", "hallisky/bart-base-nontoxic-expert", "hallisky/bart-base-toxic-antiexpert")  # by role
-
-
-CODE = (contrast_training, corpus, protocol, causal, mixed_lora, adapter_training, words)
 
 
 SMALL = adapter_training.AdapterConfig(rank=2, alpha=4, batch_size=4, base_steps=3, expert_steps=2, contrast_steps=2, warmup=1)  # for tests of the chapters
@@ -112,7 +109,7 @@ def small(profile: Profile) -> Experts:
         save(made, folder)
 
     inputs = {"model": lm.fingerprint, "texts": store.key_of(classes), "config": asdict(SMALL)}
-    folder = store.artifact("experts", inputs, build, code=CODE)
+    folder = store.artifact("experts", inputs, build)
     usual, cautious = (Settings(masking.ours(t), alpha_expert=2.0, alpha_anti=0.5, temperature=1.0) for t in (0.0, 0.1))
     return Experts(load(lm, folder), usual, cautious, folder.name, folder)
 
@@ -173,7 +170,7 @@ def make(lm: LanguageModel, folder: Path = FOLDER, config: adapter_training.Adap
             state.unlink()
 
     inputs = {"model": lm.fingerprint, "config": asdict(config)}
-    made = store.artifact("experts", inputs, build, code=CODE)
+    made = store.artifact("experts", inputs, build)
     for role in ROLES:
         shutil.copytree(made / role, folder / role, dirs_exist_ok=True)
     shutil.copy(made / "history.json", folder / "history.json")
