@@ -6,7 +6,7 @@ import ast
 
 from companion import paths
 
-FLOORS = [{"errors", "paths"}, {"profiles", "store"}, {"lm", "data"}, {"metrics", "toxicity"}, {"mechanism", "marco"}, {"book"}, {"cli"}]
+FLOORS = [{"errors", "paths"}, {"profiles", "store"}, {"lm", "data"}, {"metrics", "toxicity"}, {"mechanism", "marco"}, {"book", "doctor"}, {"cli"}]
 MARCO = [{"denoisers"}, {"rewriting"}, {"experts"}, {"evaluation", "command"}]
 
 

@@ -1,1 +1,12 @@
-"""MaRCo: mask what two language models disagree on, fill it in with their product (Hallinan et al., 2023)."""
+"""Paper 2: MaRCo. Hallinan et al. (2023). The steps in order:
+
+===============  =======  ====================================================================================
+package          chapter  step
+===============  =======  ====================================================================================
+``experts``      9        corrupt sentences and train a base, an expert and an anti-expert to restore them (2.1)
+``denoisers``    9 to 11  what the three have in common: read a sentence with blanks, write it whole
+``rewriting``    10       mask what expert and anti-expert disagree on (2.1), fill it with their product (2.2)
+``evaluation``   11       baselines, judges, scores, ablations, settings (3 and 4)
+``command``               ``companion rewrite``
+===============  =======  ====================================================================================
+"""
