@@ -38,6 +38,7 @@ def main() -> None:
         return
     python = environment()
     install(python)
+    relative_link()
     STAMP.write_text(state(), encoding="utf-8")
     print(f"installed into {VENV}")
 
@@ -95,6 +96,12 @@ def install(python: Path) -> None:
     done = done or pip(python, "install", "--quiet", "--no-deps", "--no-build-isolation", "-e", str(ROOT))
     if done:
         stop("pip could not install everything (see above); what is there is kept: run this again to go on.")
+
+
+def relative_link() -> None:
+    """Let the environment point to this checkout by a relative path: Python 3.12 and older cannot read an "ö" in it under LC_ALL=C."""
+    for link in VENV.glob("**/site-packages/*companion.pth"):
+        link.write_text(Path(os.path.relpath(ROOT / "src", link.parent)).as_posix() + "\n", encoding="utf-8")
 
 
 def entries(lock: str) -> list[str]:

@@ -163,6 +163,22 @@ def test_which_build_of_torch_is_taken(installer, monkeypatch, card, to_be_had, 
     assert any("+cpu" in call for call in calls) is not card
 
 
+def test_the_link_to_the_checkout_can_be_read_in_any_locale(installer, tmp_path, monkeypatch):
+    """A folder with an ö in its path, under LC_ALL=C: before Python 3.13 the link is read in ASCII then."""
+    root = tmp_path / "my böök (copy)"
+    monkeypatch.setattr(installer, "ROOT", root)
+    monkeypatch.setattr(installer, "VENV", root / ".venv")
+    (root / "src").mkdir(parents=True)
+    (root / "src" / "marked.py").write_text("print('found')", encoding="utf-8")
+    venv(root / ".venv", "--without-pip")
+    [packages] = (root / ".venv").glob("**/site-packages")
+    (packages / "_editable_impl_companion.pth").write_text(f"{root}/src\n", encoding="utf-8")
+    installer.relative_link()
+    assert (packages / "_editable_impl_companion.pth").read_text(encoding="utf-8").isascii()
+    done = subprocess.run([installer.in_venv(root / ".venv"), "-c", "import marked"], env={"LC_ALL": "C"}, capture_output=True, check=False)
+    assert done.stdout.strip() == b"found", done.stderr
+
+
 # --- what needs which package --------------------------------------------------------------------
 
 IMPORTED_AS = {"jupyter-book": "jupyter_book", "myst-nb": "myst_nb", "sphinx-design": "sphinx_design", "sphinx-exercise": "sphinx_exercise",
