@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib.util
 import json
 import sys
 import warnings
@@ -161,6 +162,12 @@ def rewrite(
     lines = command.read(text, file)
     for line in command.rewritten(command.embedded(cautious=cautious), lines, as_json=as_json):
         print(line, flush=True)
+
+
+def _needs_the_book() -> None:
+    """Say what to install if something is missing that runs, checks or renders chapters."""
+    if any(importlib.util.find_spec(name) is None for name in BOOK):
+        raise CompanionError('this needs the book\'s tools: run `pip install "companion[book]"`.')
 
 
 @app.command("train-experts")

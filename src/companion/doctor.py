@@ -90,9 +90,3 @@ def _requirements() -> Iterator[tuple[str, str, bool]]:
         else:
             yield one.name, f'{version or "missing"}: pip install "{one.name}{one.specifier}"', False
     yield "requirements", f"{len(sound)} as they should be: {', '.join(sound)}", True
-
-
-def _needs_the_book() -> None:
-    """Say what to install if something is missing that runs, checks or renders chapters."""
-    if any(importlib.util.find_spec(name) is None for name in BOOK):
-        raise CompanionError('this needs the book\'s tools: run `pip install "companion[book]"`.')

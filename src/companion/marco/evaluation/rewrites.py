@@ -15,7 +15,6 @@ from pathlib import Path
 import numpy as np
 
 from companion import store
-from companion.lm import generation
 from companion.lm.models import LanguageModel
 from companion.marco.denoisers import protocol
 from companion.marco.evaluation import baselines
@@ -60,7 +59,7 @@ def filled(
 def asked(instruct: LanguageModel, texts: Sequence[str]) -> list[str]:
     """The chat model's polite versions, from the store or now."""
     key = {"method": "ask", "model": instruct.fingerprint}
-    return _kept(key, texts, lambda some: baselines.ask(instruct, some), (baselines, generation))
+    return _kept(key, texts, lambda some: baselines.ask(instruct, some))
 
 
 def methods(experts: Experts, instruct: LanguageModel, ours: Sequence[Rewrite]) -> dict[str, list[str]]:
