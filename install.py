@@ -23,9 +23,22 @@ VENV = ROOT / ".venv"
 STAMP = VENV / ".installed"
 OLDEST = (3, 11)
 CPU_INDEX = "https://download.pytorch.org/whl/cpu"
-GPU_ONLY = re.compile(r"(torch|triton|nvidia-[a-z0-9-]+|cuda-[a-z0-9-]+)==")  # entries that the CPU build does without
+GPU_ONLY = re.compile(
+    r"(torch|triton|nvidia-[a-z0-9-]+|cuda-[a-z0-9-]+)=="
+)  # entries that the CPU build does without
 # Settings of a user's pip that would send packages elsewhere or leave some out. Where they come from stays the user's choice.
-MISLEADING = ("NO_DEPS", "TARGET", "PREFIX", "ROOT", "USER", "REQUIRE_HASHES", "NO_BUILD_ISOLATION", "NO_BINARY", "CONSTRAINT", "DRY_RUN")
+MISLEADING = (
+    "NO_DEPS",
+    "TARGET",
+    "PREFIX",
+    "ROOT",
+    "USER",
+    "REQUIRE_HASHES",
+    "NO_BUILD_ISOLATION",
+    "NO_BINARY",
+    "CONSTRAINT",
+    "DRY_RUN",
+)
 
 
 def main() -> None:
@@ -78,7 +91,9 @@ def environment() -> Path:
         made = subprocess.run([sys.executable, "-m", "venv", str(VENV)], capture_output=True, check=False)
         if made.returncode or not usable(VENV):
             shutil.rmtree(VENV, ignore_errors=True)
-            stop("a virtual environment could not be made: install Python's venv (on Debian and Ubuntu: apt install python3-venv), then run this again.")
+            stop(
+                "a virtual environment could not be made: install Python's venv (on Debian and Ubuntu: apt install python3-venv), then run this again."
+            )
     return in_venv(VENV)
 
 
@@ -87,12 +102,20 @@ def install(python: Path) -> None:
     lock = (ROOT / "requirements.lock").read_text(encoding="utf-8")
     everything, rest = entries(lock), [entry for entry in entries(lock) if not GPU_ONLY.match(entry)]
     chosen = rest if cpu_suffices() and cpu_build(python) else everything
-    size = "" if chosen is rest else " (torch's build for Linux brings CUDA: 2.7 GB)" if sys.platform == "linux" else ""
+    size = (
+        ""
+        if chosen is rest
+        else " (torch's build for Linux brings CUDA: 2.7 GB)"
+        if sys.platform == "linux"
+        else ""
+    )
     print(f"==> installing {len(chosen)} packages{size}", flush=True)
     with tempfile.TemporaryDirectory() as folder:
         listed = Path(folder) / "requirements.txt"
         listed.write_text("\n".join(chosen), encoding="utf-8")
-        done = pip(python, "install", "--quiet", "--use-pep517", "--no-deps", "--require-hashes", "-r", str(listed))
+        done = pip(
+            python, "install", "--quiet", "--use-pep517", "--no-deps", "--require-hashes", "-r", str(listed)
+        )
     done = done or pip(python, "install", "--quiet", "--no-deps", "--no-build-isolation", "-e", str(ROOT))
     if done:
         stop("pip could not install everything (see above); what is there is kept: run this again to go on.")
@@ -112,7 +135,9 @@ def entries(lock: str) -> list[str]:
 
 def cpu_suffices() -> bool:
     """Whether PyPI's build would bring CUDA libraries for nothing: on Linux without an NVIDIA driver."""
-    return sys.platform == "linux" and not (Path("/proc/driver/nvidia/version").exists() or shutil.which("nvidia-smi"))
+    return sys.platform == "linux" and not (
+        Path("/proc/driver/nvidia/version").exists() or shutil.which("nvidia-smi")
+    )
 
 
 def cpu_build(python: Path) -> bool:
@@ -127,7 +152,9 @@ def pip(python: Path, *arguments: str, quiet: bool = False) -> int:
     """Run pip with the user's settings, but for those that would mislead it."""
     kept = {k: v for k, v in os.environ.items() if k not in {f"PIP_{name}" for name in MISLEADING}}
     command = [str(python), "-m", "pip", "--disable-pip-version-check", *arguments]
-    return subprocess.run(command, env=kept, stderr=subprocess.DEVNULL if quiet else None, check=False).returncode
+    return subprocess.run(
+        command, env=kept, stderr=subprocess.DEVNULL if quiet else None, check=False
+    ).returncode
 
 
 if __name__ == "__main__":

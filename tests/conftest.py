@@ -10,6 +10,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is imported
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")  # the bit-for-bit tests are for the CPU
 
+import jaxtyping
 import pytest
 import torch
 from hypothesis import settings
@@ -20,7 +21,15 @@ from companion.lm.models import LanguageModel
 settings.register_profile("tests", deadline=None, max_examples=50, derandomize=True)
 settings.load_profile("tests")
 
-PROMPTS = ["Hello there, you", "a", "The cat sat on the mat and", "Zx", "What is it?", "é ü", "I think that he was never there at all"]
+PROMPTS = [
+    "Hello there, you",
+    "a",
+    "The cat sat on the mat and",
+    "Zx",
+    "What is it?",
+    "é ü",
+    "I think that he was never there at all",
+]
 
 
 def lively(lm: LanguageModel) -> LanguageModel:
@@ -74,3 +83,11 @@ def prompts() -> list[str]:
 def lively_llama(tiny_llama) -> LanguageModel:
     """The tiny Llama with large weights. Read-only."""
     return lively(tiny_llama)
+
+
+@pytest.fixture
+def unchecked():
+    """Switch the runtime check of types off: for tests that hand over what no annotation allows, as users do."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)

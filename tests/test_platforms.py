@@ -23,7 +23,13 @@ from companion.marco import command
 
 def python(code: str, *options: str, **environment: str) -> subprocess.CompletedProcess:
     """Run code in an interpreter of its own, where modules can be taken away before they are imported."""
-    return subprocess.run([sys.executable, *options, "-c", code], env={**os.environ, **environment}, capture_output=True, encoding="utf-8", check=False)
+    return subprocess.run(
+        [sys.executable, *options, "-c", code],
+        env={**os.environ, **environment},
+        capture_output=True,
+        encoding="utf-8",
+        check=False,
+    )
 
 
 @pytest.fixture
@@ -88,7 +94,14 @@ def test_nothing_is_renamed_from_one_disk_to_another(tmp_path, monkeypatch):
     (tmp_path / "data").mkdir()
     (tmp_path / "local").mkdir()
     (tmp_path / "local" / "a.csv").write_text("text\n", encoding="utf-8")
-    row = {"file": "a.csv", "sha256": store.sha256_file(tmp_path / "local" / "a.csv"), "bytes": 5, "url": "none", "licence": "none", "contents": "x"}
+    row = {
+        "file": "a.csv",
+        "sha256": store.sha256_file(tmp_path / "local" / "a.csv"),
+        "bytes": 5,
+        "url": "none",
+        "licence": "none",
+        "contents": "x",
+    }
     pd.DataFrame([row]).to_csv(tmp_path / "data" / "registry.tsv", sep="\t", index=False)
     monkeypatch.setattr(paths, "DATA", tmp_path / "data")
     monkeypatch.setenv("COMPANION_DATA", str(tmp_path / "local"))
@@ -147,11 +160,16 @@ def test_the_book_is_that_of_the_package_or_around_the_user(installed, tmp_path,
     assert paths.project() == own  # an editable checkout is meant wherever one is
 
 
-@pytest.mark.parametrize("arguments", [["run", "setting", "-p", "smoke"], ["check"], ["build"], ["clean"], ["make", "baseline"]])
+@pytest.mark.parametrize(
+    "arguments", [["run", "setting", "-p", "smoke"], ["check"], ["build"], ["clean"], ["make", "baseline"]]
+)
 def test_without_a_book_a_sentence_says_where_to_go(installed, companion, arguments):
     """B25"""
     code, _, err = companion(*arguments)
-    assert (code, err) == (2, "companion: there is no book here: run this inside a clone of the repository.\n")
+    assert (code, err) == (
+        2,
+        "companion: there is no book here: run this inside a clone of the repository.\n",
+    )
 
 
 def test_what_needs_no_book_works_without_one(installed, companion, monkeypatch, tmp_path):
@@ -176,7 +194,9 @@ def test_runs_of_two_read_only_checkouts_are_two(tmp_path, monkeypatch):
     for name in ("a", "b", "a"):
         monkeypatch.setattr(paths, "project", lambda name=name: tmp_path / name)
         builds.append(paths.build())
-    assert builds[0] == builds[2] != builds[1] and all(build.parent == tmp_path / "cache" / "build" for build in builds)
+    assert builds[0] == builds[2] != builds[1] and all(
+        build.parent == tmp_path / "cache" / "build" for build in builds
+    )
 
 
 # --- the installation without the book's tools -----------------------------------------------------
@@ -184,7 +204,16 @@ def test_runs_of_two_read_only_checkouts_are_two(tmp_path, monkeypatch):
 
 def test_the_core_needs_nothing_of_the_book(tmp_path):
     """``pip install companion`` leaves out what runs, checks and renders chapters: those commands say so, the others work."""
-    absent = ["papermill", "nbformat", "nbclient", "jupyter_client", "jupyter_book", "myst_nb", "ipykernel", "jupyterlab"]
+    absent = [
+        "papermill",
+        "nbformat",
+        "nbclient",
+        "jupyter_client",
+        "jupyter_book",
+        "myst_nb",
+        "ipykernel",
+        "jupyterlab",
+    ]
     code = f"""
 import sys
 sys.modules.update(dict.fromkeys({absent!r}))
@@ -207,16 +236,25 @@ for arguments in (["--version"], ["rewrite", "text"], ["doctor"], ["fetch", "non
     codes = {command: int(output.split()[-1]) for command, output in ends.items()}
     needing = {"run", "check", "build", "make baseline"}
     assert {command for command, code in codes.items() if code} - {"doctor"} == needing | {"fetch none.csv"}
-    assert "text\n" in ends["rewrite text"] and "cached artifacts" in ends["doctor"] and "choose one of" in ends["fetch none.csv"]
+    assert (
+        "text\n" in ends["rewrite text"]
+        and "cached artifacts" in ends["doctor"]
+        and "choose one of" in ends["fetch none.csv"]
+    )
     sentence = 'companion: this needs the book\'s tools: run `pip install "companion[book]"`.'
-    assert done.stderr.splitlines().count(sentence) == len(needing) and len(done.stderr.splitlines()) == len(needing) + 1
+    assert (
+        done.stderr.splitlines().count(sentence) == len(needing)
+        and len(done.stderr.splitlines()) == len(needing) + 1
+    )
 
 
 @pytest.mark.parametrize("name", cli.BOOK)
 def test_every_one_of_the_books_tools_is_asked_for(name, companion, monkeypatch):
     """B30: a kernel without ipykernel dies before it can say why."""
     monkeypatch.setitem(sys.modules, name, None)
-    with pytest.raises(CompanionError, match=r"this needs the book's tools: run `pip install \"companion\[book\]\"`\."):
+    with pytest.raises(
+        CompanionError, match=r"this needs the book's tools: run `pip install \"companion\[book\]\"`\."
+    ):
         cli._needs_the_book()
 
 

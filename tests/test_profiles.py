@@ -31,7 +31,10 @@ def test_the_four_profiles():
 def test_profiles_differ_and_inherit():
     loaded = {name: profiles.load(name) for name in NAMES}
     assert len({tuple(map(str, asdict(p).values())) for p in loaded.values()}) == 4
-    assert loaded["smoke"].scorer == loaded["embedded"].scorer and loaded["smoke"].prompts < loaded["embedded"].prompts
+    assert (
+        loaded["smoke"].scorer == loaded["embedded"].scorer
+        and loaded["smoke"].prompts < loaded["embedded"].prompts
+    )
     assert loaded["paper"].data == loaded["public"].data == "public"  # from public, through base
     assert loaded["paper"].new_tokens == loaded["embedded"].new_tokens  # from embedded, through public
     assert loaded["public"].model == loaded["embedded"].model
@@ -42,15 +45,21 @@ def test_overrides_replace_and_none_does_not():
     changed = profiles.load("smoke", prompts=3, seed=None, model="tiny-gpt2", dpo_learning_rate=1)
     assert changed.prompts == 3 and changed.model == "tiny-gpt2" and changed.seed == base.seed
     assert changed.dpo_learning_rate == 1.0 and type(changed.dpo_learning_rate) is float
-    assert {k: v for k, v in asdict(changed).items() if k not in ("prompts", "model", "dpo_learning_rate")} == {
-        k: v for k, v in asdict(base).items() if k not in ("prompts", "model", "dpo_learning_rate")
-    }
+    assert {
+        k: v for k, v in asdict(changed).items() if k not in ("prompts", "model", "dpo_learning_rate")
+    } == {k: v for k, v in asdict(base).items() if k not in ("prompts", "model", "dpo_learning_rate")}
     assert profiles.load("smoke") == base  # nothing was changed in place
     assert profiles.load("smoke", prompts=0).prompts == 0
 
 
 VALUES = (
-    st.none() | st.booleans() | st.integers(-3, 10**6) | st.floats() | st.text(max_size=5) | st.lists(st.text(max_size=3), max_size=2) | st.binary(max_size=2)
+    st.none()
+    | st.booleans()
+    | st.integers(-3, 10**6)
+    | st.floats()
+    | st.text(max_size=5)
+    | st.lists(st.text(max_size=3), max_size=2)
+    | st.binary(max_size=2)
 )
 
 

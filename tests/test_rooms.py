@@ -6,7 +6,15 @@ import ast
 
 from companion import paths
 
-FLOORS = [{"errors", "paths"}, {"profiles", "store"}, {"lm", "data"}, {"metrics", "toxicity"}, {"mechanism", "marco"}, {"book", "doctor"}, {"cli"}]
+FLOORS = [
+    {"errors", "paths"},
+    {"profiles", "store"},
+    {"lm", "data"},
+    {"metrics", "toxicity"},
+    {"mechanism", "marco"},
+    {"book", "doctor"},
+    {"cli"},
+]
 MARCO = [{"denoisers"}, {"rewriting"}, {"experts"}, {"evaluation", "command"}]
 
 
@@ -14,7 +22,11 @@ def imports() -> set[tuple[str, str]]:
     """(module, module that it imports) as dotted names below ``companion``, imports inside functions included."""
     found = set()
     for path in paths.PACKAGE.rglob("*.py"):
-        here = ".".join(path.relative_to(paths.PACKAGE).with_suffix("").parts).removesuffix("__init__").rstrip(".")
+        here = (
+            ".".join(path.relative_to(paths.PACKAGE).with_suffix("").parts)
+            .removesuffix("__init__")
+            .rstrip(".")
+        )
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "companion":
                 base = node.module.removeprefix("companion").lstrip(".")
@@ -38,18 +50,29 @@ def violations(pairs: set[tuple[str, str]], floors: list[set[str]], below: str =
 def test_rooms_import_downwards_only():
     assert violations(imports(), FLOORS) == []
     assert violations(imports(), MARCO, "marco.") == []
-    rooms = {path.stem if path.is_file() else path.name for path in paths.PACKAGE.iterdir() if path.suffix == ".py" or (path / "__init__.py").is_file()}
+    rooms = {
+        path.stem if path.is_file() else path.name
+        for path in paths.PACKAGE.iterdir()
+        if path.suffix == ".py" or (path / "__init__.py").is_file()
+    }
     assert rooms - {"__init__"} == set().union(*FLOORS)  # every room has a floor
 
 
 def test_the_rule_can_fail():
-    assert violations({("lm.models", "mechanism.dpo")}, FLOORS) and violations({("marco.command", "mechanism.dpo")}, FLOORS)
-    assert violations({("marco.denoisers.causal", "marco.experts.loading")}, MARCO, "marco.") and not violations({("book.build", "lm.models")}, FLOORS)
+    assert violations({("lm.models", "mechanism.dpo")}, FLOORS) and violations(
+        {("marco.command", "mechanism.dpo")}, FLOORS
+    )
+    assert violations(
+        {("marco.denoisers.causal", "marco.experts.loading")}, MARCO, "marco."
+    ) and not violations({("book.build", "lm.models")}, FLOORS)
 
 
 def test_no_two_modules_import_each_other():
     graph: dict[str, set[str]] = {}
-    modules = {".".join(path.relative_to(paths.PACKAGE).with_suffix("").parts) for path in paths.PACKAGE.rglob("*.py")}
+    modules = {
+        ".".join(path.relative_to(paths.PACKAGE).with_suffix("").parts)
+        for path in paths.PACKAGE.rglob("*.py")
+    }
     for importer, imported in imports():
         target = imported if imported in modules else imported.rpartition(".")[0]
         if target in modules:

@@ -65,20 +65,37 @@ def test_folder_depends_on_kind_inputs_code_and_torch(cache, monkeypatch):
     monkeypatch.setattr(store.torch, "__version__", "0.0.1+cpu")
     others.append(store.artifact("kind", {"n": 1}, writer()))
     assert len({base, *others}) == 5
-    monkeypatch.setattr(store.torch, "__version__", "0.0.1+cu999")  # the build of torch, as opposed to its version, does not count
+    monkeypatch.setattr(
+        store.torch, "__version__", "0.0.1+cu999"
+    )  # the build of torch, as opposed to its version, does not count
     assert store.artifact("kind", {"n": 1}, writer()) == others[-1]
 
 
 # A module that builds artifacts, some that what it builds depends on, and some that it does not.
 BUILDERS = {
-    "mechanism.exam": (["mechanism.interventions", "lm.generation", "lm.tokens", "metrics.perplexity"], ["mechanism.dpo", "marco.rewriting.masking"]),
-    "mechanism.pairs": (["mechanism.pplm", "mechanism.probe", "lm.generation", "lm.tokens"], ["mechanism.exam"]),
+    "mechanism.exam": (
+        ["mechanism.interventions", "lm.generation", "lm.tokens", "metrics.perplexity"],
+        ["mechanism.dpo", "marco.rewriting.masking"],
+    ),
+    "mechanism.pairs": (
+        ["mechanism.pplm", "mechanism.probe", "lm.generation", "lm.tokens"],
+        ["mechanism.exam"],
+    ),
     "mechanism.trials": (["mechanism.interventions", "mechanism.exam"], ["marco.rewriting.words"]),
     "mechanism.dpo": (["lm.tokens", "lm.checkpoint", "lm.kernels"], ["mechanism.neurons"]),
-    "lm.recording": (["lm.models", "lm.activations", "lm.generation", "lm.tokens", "lm.anatomy"], ["mechanism.probe"]),
+    "lm.recording": (
+        ["lm.models", "lm.activations", "lm.generation", "lm.tokens", "lm.anatomy"],
+        ["mechanism.probe"],
+    ),
     "lm.models": (["lm.tiny", "lm.packaged"], ["lm.generation"]),
-    "marco.experts.loading": (["marco.experts.noise", "marco.experts.examples", "marco.denoisers.causal"], ["mechanism.dpo"]),
-    "marco.evaluation.rewrites": (["lm.tokens", "lm.generation", "marco.rewriting.masking", "marco.rewriting.script"], ["mechanism.exam"]),
+    "marco.experts.loading": (
+        ["marco.experts.noise", "marco.experts.examples", "marco.denoisers.causal"],
+        ["mechanism.dpo"],
+    ),
+    "marco.evaluation.rewrites": (
+        ["lm.tokens", "lm.generation", "marco.rewriting.masking", "marco.rewriting.script"],
+        ["mechanism.exam"],
+    ),
     "marco.evaluation.restoration": (["lm.tokens", "lm.generation", "marco.experts.noise"], ["book.plots"]),
 }
 
@@ -86,14 +103,19 @@ BUILDERS = {
 @pytest.mark.parametrize("builder", BUILDERS)
 def test_edited_code_makes_a_new_artifact(builder, tmp_path):
     """The key follows what a builder imports: nobody keeps a list by hand, so nothing can be missing from one."""
-    package = shutil.copytree(paths.PACKAGE, tmp_path / "companion", ignore=shutil.ignore_patterns("_data", "__pycache__"))
+    package = shutil.copytree(
+        paths.PACKAGE, tmp_path / "companion", ignore=shutil.ignore_patterns("_data", "__pycache__")
+    )
     before = store.code_of(f"companion.{builder}", package)
     assert before == store.code_of(f"companion.{builder}")
     needed, others = BUILDERS[builder]
     for name in [builder, *needed, *others]:
         file = package.joinpath(*name.split(".")).with_suffix(".py")
         source = file.read_text(encoding="utf-8")
-        for edited, matters in ((source + "\nX = 1\n", name not in others), (source + "\n# a comment\n", False)):
+        for edited, matters in (
+            (source + "\nX = 1\n", name not in others),
+            (source + "\n# a comment\n", False),
+        ):
             file.write_text(edited, encoding="utf-8")
             store._imported.cache_clear()
             assert (store.code_of(f"companion.{builder}", package) != before) is matters, name
@@ -107,7 +129,9 @@ def test_every_builder_is_among_them():
         for path in paths.PACKAGE.rglob("*.py")
         if re.search(r"store\.artifact\(|[^.]artifact\(\"", path.read_text(encoding="utf-8"))
     }
-    assert called - {"mechanism.probe"} == set(BUILDERS)  # the probe imports little: one row more would say nothing new
+    assert called - {"mechanism.probe"} == set(
+        BUILDERS
+    )  # the probe imports little: one row more would say nothing new
 
 
 def test_what_is_no_module_of_ours_has_no_code():
@@ -127,7 +151,11 @@ def test_built_once_then_loaded(cache):
     assert manifest["inputs"]["n"] == 1 and manifest["kind"] == "kind"
 
 
-@pytest.mark.parametrize("error", [ValueError("no"), KeyboardInterrupt(), SystemExit(1), CompanionError("no")], ids=lambda e: type(e).__name__)
+@pytest.mark.parametrize(
+    "error",
+    [ValueError("no"), KeyboardInterrupt(), SystemExit(1), CompanionError("no")],
+    ids=lambda e: type(e).__name__,
+)
 def test_interrupted_build_leaves_no_artifact_and_resumes(cache, error):
     folders = []
 
@@ -159,7 +187,9 @@ def test_killed_process_leaves_no_artifact(cache):
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode in (-9, 9)  # 9 on Windows
     seen = []
-    final = store.artifact("kind", {}, lambda folder: seen.append((folder / "checkpoint").read_text(encoding="utf-8")))
+    final = store.artifact(
+        "kind", {}, lambda folder: seen.append((folder / "checkpoint").read_text(encoding="utf-8"))
+    )
     assert seen == ["half"] and (final / "checkpoint").is_file()
 
 
@@ -171,12 +201,16 @@ def flip(path: Path) -> None:
 
 CORRUPTIONS = {
     "bit flipped": lambda folder: flip(folder / "sub" / "b.bin"),
-    "truncated": lambda folder: (folder / "sub" / "b.bin").write_bytes((folder / "sub" / "b.bin").read_bytes()[:-1]),
+    "truncated": lambda folder: (folder / "sub" / "b.bin").write_bytes(
+        (folder / "sub" / "b.bin").read_bytes()[:-1]
+    ),
     "emptied": lambda folder: (folder / "a.txt").write_bytes(b""),
     "missing": lambda folder: (folder / "a.txt").unlink(),
     "a folder instead": lambda folder: ((folder / "a.txt").unlink(), (folder / "a.txt").mkdir()),
     "manifest missing": lambda folder: (folder / store.MANIFEST).unlink(),
-    "manifest truncated": lambda folder: (folder / store.MANIFEST).write_text((folder / store.MANIFEST).read_text(encoding="utf-8")[:-5], encoding="utf-8"),
+    "manifest truncated": lambda folder: (folder / store.MANIFEST).write_text(
+        (folder / store.MANIFEST).read_text(encoding="utf-8")[:-5], encoding="utf-8"
+    ),
     "manifest without files": lambda folder: (folder / store.MANIFEST).write_text("{}", encoding="utf-8"),
     "manifest binary": lambda folder: (folder / store.MANIFEST).write_bytes(b"\xff\xfe\x00"),
 }
@@ -226,7 +260,11 @@ def test_remove_corrupt_spares_unfinished_work_and_downloads(cache):
 
 @pytest.mark.parametrize(
     "error",
-    [OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), OSError(errno.EDQUOT, "quota"), RuntimeError("I/O error: No space left on device (os error 28)")],
+    [
+        OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)),
+        OSError(errno.EDQUOT, "quota"),
+        RuntimeError("I/O error: No space left on device (os error 28)"),
+    ],
     ids=["ENOSPC", "EDQUOT", "text"],
 )
 def test_full_disk_is_one_sentence_and_keeps_work(cache, error):
@@ -252,7 +290,9 @@ def test_a_cache_that_cannot_be_written_is_one_sentence(tmp_path, monkeypatch, p
     """B34: it names the folder and the variable that moves it."""
     (tmp_path / "file").touch()
     monkeypatch.setenv("COMPANION_CACHE", str(tmp_path / place))
-    with pytest.raises(CompanionError, match=r"'.*' cannot be written to \(.+\): set COMPANION_CACHE to a folder of yours\.") as caught:
+    with pytest.raises(
+        CompanionError, match=r"'.*' cannot be written to \(.+\): set COMPANION_CACHE to a folder of yours\."
+    ) as caught:
         store.artifact("kind", {}, writer())
     assert str(tmp_path / place) in str(caught.value) and "\n" not in str(caught.value)
     assert store.remove_corrupt() == []
@@ -266,7 +306,9 @@ def test_a_cache_that_only_others_may_write_is_one_sentence(cache, monkeypatch):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(self))
 
     monkeypatch.setattr(Path, "touch", refuse)
-    with pytest.raises(CompanionError, match=r"cannot be written to \(Permission denied\): set COMPANION_CACHE"):
+    with pytest.raises(
+        CompanionError, match=r"cannot be written to \(Permission denied\): set COMPANION_CACHE"
+    ):
         store.artifact("kind", {}, writer())
     monkeypatch.undo()
     monkeypatch.setattr(Path, "touch", lambda *_: (_ for _ in ()).throw(OSError(errno.ENOSPC, "full")))
@@ -276,7 +318,15 @@ def test_a_cache_that_only_others_may_write_is_one_sentence(cache, monkeypatch):
 
 def test_a_made_artifact_leaves_nothing_else_behind(cache):
     final = store.artifact("kind", {}, writer())
-    assert {path.name for path in cache.rglob("*")} <= {"kind", final.name, f"{final.name}.lock", store.MANIFEST, "a.txt", "sub", "b.bin"}
+    assert {path.name for path in cache.rglob("*")} <= {
+        "kind",
+        final.name,
+        f"{final.name}.lock",
+        store.MANIFEST,
+        "a.txt",
+        "sub",
+        "b.bin",
+    }
 
 
 def test_threads_build_once(cache):
@@ -313,7 +363,10 @@ def test_processes_build_once(cache, tmp_path):
     )
     log = tmp_path / "log"
     log.mkdir()
-    processes = [subprocess.Popen([sys.executable, "-c", code, str(log)], stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    processes = [
+        subprocess.Popen([sys.executable, "-c", code, str(log)], stdout=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
     outputs = [process.communicate(timeout=120)[0].strip() for process in processes]
     assert [process.returncode for process in processes] == [0, 0]
     assert len(list(log.glob("build-*"))) == 1 and outputs[0] == outputs[1] != ""

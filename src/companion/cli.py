@@ -19,11 +19,15 @@ from companion import __version__, paths
 from companion.errors import CompanionError
 
 app = typer.Typer(
-    no_args_is_help=True, add_completion=False, help="Run, check and build an executable companion to two papers.", pretty_exceptions_enable=False
+    no_args_is_help=True,
+    add_completion=False,
+    help="Run, check and build an executable companion to two papers.",
+    pretty_exceptions_enable=False,
 )
 
-
-make = typer.Typer(no_args_is_help=True, help="Remake what data/ ships and the README shows (for maintainers).")
+make = typer.Typer(
+    no_args_is_help=True, help="Remake what data/ ships and the README shows (for maintainers)."
+)
 
 
 app.add_typer(make, name="make")
@@ -31,18 +35,16 @@ app.add_typer(make, name="make")
 
 BOOK = ("ipykernel", "jupyter_book", "myst_nb", "nbformat", "papermill", "yaml")  # of the extra of that name
 
-
 # A folder may be called [old] or :cat:, and logs must not squeeze tables.
 console = Console(highlight=False, markup=False, emoji=False, width=None if sys.stdout.isatty() else 150)
-
-
 ProfileOption = Annotated[str, typer.Option("--profile", "-p", help="smoke, embedded, public or paper")]
-
-
-SetOption = Annotated[list[str] | None, typer.Option("--set", "-s", help="key=value: change a chapter's parameter; may be repeated")]
-
-
-ChapterArgument = Annotated[list[str] | None, typer.Argument(help="chapters by name or number; all if none is given")]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", "-s", help="key=value: change a chapter's parameter; may be repeated"),
+]
+ChapterArgument = Annotated[
+    list[str] | None, typer.Argument(help="chapters by name or number; all if none is given")
+]
 
 
 @app.command()
@@ -96,7 +98,11 @@ def build(profile: ProfileOption = "embedded") -> None:
 
 
 @app.command()
-def fetch(names: Annotated[list[str] | None, typer.Argument(help="files of data/registry.tsv; all if none is given")] = None) -> None:
+def fetch(
+    names: Annotated[
+        list[str] | None, typer.Argument(help="files of data/registry.tsv; all if none is given")
+    ] = None,
+) -> None:
     """Download the public data (or find it in $COMPANION_DATA) and check its sha256."""
     from companion.data import public
 
@@ -113,8 +119,12 @@ def fetch(names: Annotated[list[str] | None, typer.Argument(help="files of data/
 
 @app.command()
 def clean(
-    cache: Annotated[bool, typer.Option("--cache", help="also delete models, DPO weights and downloads in the cache")] = False,
-    corrupt: Annotated[bool, typer.Option("--corrupt", help="delete only artifacts that fail their checksum")] = False,
+    cache: Annotated[
+        bool, typer.Option("--cache", help="also delete models, DPO weights and downloads in the cache")
+    ] = False,
+    corrupt: Annotated[
+        bool, typer.Option("--corrupt", help="delete only artifacts that fail their checksum")
+    ] = False,
 ) -> None:
     """Delete the built book and the runs."""
     from companion import store
@@ -151,10 +161,24 @@ def doctor() -> None:
 
 @app.command()
 def rewrite(
-    text: Annotated[str | None, typer.Argument(help="text to rewrite; - or nothing: one text per line from standard input")] = None,
+    text: Annotated[
+        str | None,
+        typer.Argument(help="text to rewrite; - or nothing: one text per line from standard input"),
+    ] = None,
     file: Annotated[Path | None, typer.Option("--file", "-f", help="a UTF-8 file, one text per line")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="one JSON object per text: words, divergences, masks, toxicity before and after")] = False,
-    cautious: Annotated[bool, typer.Option("--cautious", help="mask only what is most likely toxic: for text of any kind, most of it harmless")] = False,
+    as_json: Annotated[
+        bool,
+        typer.Option(
+            "--json", help="one JSON object per text: words, divergences, masks, toxicity before and after"
+        ),
+    ] = False,
+    cautious: Annotated[
+        bool,
+        typer.Option(
+            "--cautious",
+            help="mask only what is most likely toxic: for text of any kind, most of it harmless",
+        ),
+    ] = False,
 ) -> None:
     """Rewrite toxic text with MaRCo: as many lines come out as go in, in order."""
     from companion.marco import command
@@ -171,7 +195,11 @@ def _needs_the_book() -> None:
 
 
 @app.command("train-experts")
-def train_experts(to: Annotated[Path | None, typer.Option(help="folder for the adapters; data/adapters if not given")] = None) -> None:
+def train_experts(
+    to: Annotated[
+        Path | None, typer.Option(help="folder for the adapters; data/adapters if not given")
+    ] = None,
+) -> None:
     """Train MaRCo's three adapters on the public data (about an hour and a half on 2 cores). Ctrl-C is safe: run again to go on."""
     from companion.lm import models
     from companion.marco.experts import loading
@@ -230,7 +258,9 @@ def baseline(profile: ProfileOption = "embedded") -> None:
 
 
 @make.command()
-def address(url: Annotated[str, typer.Argument(help="for example https://github.com/NAME/companion")]) -> None:
+def address(
+    url: Annotated[str, typer.Argument(help="for example https://github.com/NAME/companion")],
+) -> None:
     """Put the repository's address wherever it stands: the config, the set-up cells, the buttons, the citation."""
     _needs_the_book()
     from companion.book.readme import set_address
@@ -245,7 +275,9 @@ def parse_settings(pairs: list[str] | None) -> dict[str, object]:
     for pair in pairs or []:
         key, equals, value = pair.partition("=")
         if not equals or not key.isidentifier():
-            raise CompanionError(f"'{pair}' is not of the form key=value: write for example --set prompts=50.")
+            raise CompanionError(
+                f"'{pair}' is not of the form key=value: write for example --set prompts=50."
+            )
         if key == "profile":
             raise CompanionError("the profile is not set with --set: write for example --profile smoke.")
         try:
@@ -257,7 +289,9 @@ def parse_settings(pairs: list[str] | None) -> dict[str, object]:
 
 
 @app.callback(invoke_without_command=True)
-def _version(version: Annotated[bool, typer.Option("--version", help="show the version and exit")] = False) -> None:
+def _version(
+    version: Annotated[bool, typer.Option("--version", help="show the version and exit")] = False,
+) -> None:
     if version:
         console.print(__version__)
         raise typer.Exit()

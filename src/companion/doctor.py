@@ -75,7 +75,11 @@ def _requirements() -> Iterator[tuple[str, str, bool]]:
     try:
         asked = [Requirement(line) for line in importlib.metadata.requires("companion") or []]
     except importlib.metadata.PackageNotFoundError:
-        yield "requirements", "unknown, as companion is not installed: run `pip install -e .` in the clone", True
+        yield (
+            "requirements",
+            "unknown, as companion is not installed: run `pip install -e .` in the clone",
+            True,
+        )
         return
     sound = []
     for one in asked:

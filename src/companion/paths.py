@@ -13,7 +13,6 @@ from companion.errors import CompanionError
 
 PACKAGE = Path(__file__).parent
 
-
 # A wheel carries data/ as companion/_data; an editable checkout has it at the top level.
 DATA = PACKAGE / "_data" if (PACKAGE / "_data").is_dir() else PACKAGE.parents[1] / "data"
 

@@ -15,9 +15,11 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from filelock import FileLock
@@ -26,7 +28,6 @@ from companion import paths
 from companion.errors import CompanionError
 
 MANIFEST = "manifest.json"
-
 
 # Modules that cannot change what is built: where things are kept, and how a mistake is said.
 INERT = frozenset({"companion", "companion.errors", "companion.paths", "companion.store"})
@@ -84,7 +85,10 @@ def _file(module: str, package: Path) -> Path | None:
 def _code(path: Path) -> str:
     tree = ast.parse(path.read_bytes())
     for node in ast.walk(tree):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
+        if (
+            isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef)
+            and ast.get_docstring(node) is not None
+        ):
             node.body[0] = ast.Pass()
     return ast.unparse(tree)
 
@@ -126,6 +130,24 @@ def artifact(kind: str, inputs: dict, build: Callable[[Path], None]) -> Path:
     return final
 
 
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A file to write in place of ``path``: renamed when it is whole, so that a kill leaves the old one or the new one."""
+    fresh = path.with_name(path.name + ".new")
+    yield fresh
+    fresh.replace(path)
+
+
+def kept(kind: str, inputs: dict, make: Callable[[], Any]) -> Any:
+    """What a function returns (JSON-able), from the store or made now; otherwise as :func:`artifact`."""
+
+    def build(folder: Path) -> None:
+        (folder / "made.json").write_text(json.dumps(make()), encoding="utf-8")
+
+    build.__module__ = make.__module__  # its code goes into the key
+    return json.loads((artifact(kind, inputs, build) / "made.json").read_text(encoding="utf-8"))
+
+
 def write_manifest(folder: Path, about: dict) -> None:
     """Write ``manifest.json``: what was built and the size and sha256 of every file."""
     files = {
@@ -151,14 +173,18 @@ def verify(folder: Path) -> dict:
             if path.stat().st_size != expected["bytes"] or sha256_file(path) != expected["sha256"]:
                 raise ValueError(name)
     except (OSError, ValueError, KeyError) as error:
-        raise CompanionError(f"the cached artifact '{folder}' is corrupt: run `companion clean --corrupt` to delete it, then run again.") from error
+        raise CompanionError(
+            f"the cached artifact '{folder}' is corrupt: run `companion clean --corrupt` to delete it, then run again."
+        ) from error
     return manifest
 
 
 def corrupt() -> list[Path]:
     """Return the folders of finished artifacts that do not match their manifest or have none."""
     found = []
-    for folder in sorted(p for p in paths.cache().glob("*/*") if p.is_dir() and re.fullmatch(r"[0-9a-f]{16}", p.name)):
+    for folder in sorted(
+        p for p in paths.cache().glob("*/*") if p.is_dir() and re.fullmatch(r"[0-9a-f]{16}", p.name)
+    ):
         try:
             verify(folder)
         except CompanionError:
@@ -210,13 +236,19 @@ def writable(folder: Path) -> Path:
 
 def _why(error: OSError, folder: Path) -> str:
     cached = folder.is_relative_to(paths.cache())
-    remedy = "set COMPANION_CACHE to a folder of yours" if cached else "see whose it is and what its permissions are"
+    remedy = (
+        "set COMPANION_CACHE to a folder of yours"
+        if cached
+        else "see whose it is and what its permissions are"
+    )
     return f"{error.strerror}): {remedy}"
 
 
 def is_disk_full(error: BaseException) -> bool:
     """Whether an exception says that no space is left (safetensors wraps the errno in text)."""
-    return getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in str(error)
+    return getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in str(
+        error
+    )
 
 
 def disk_full_error() -> CompanionError:

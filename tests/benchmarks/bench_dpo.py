@@ -44,19 +44,39 @@ def some_pairs() -> list[Pair]:
         return pairs.read(path)
     comments = by_profile.comments(profiles.load("embedded"), "train")
     halves = {label: by_profile.openings(comments[comments.label == label].text.tolist()) for label in (0, 1)}
-    return [Pair(prompt, f" {civil}", f" {toxic}", 0.0, 1.0) for prompt, civil, toxic in zip(halves[0][0], halves[0][1], halves[1][1], strict=False)]
+    return [
+        Pair(prompt, f" {civil}", f" {toxic}", 0.0, 1.0)
+        for prompt, civil, toxic in zip(halves[0][0], halves[0][1], halves[1][1], strict=False)
+    ]
 
 
 def ours(lm: models.LanguageModel, triples: list[dpo.Triple], config: dpo.DPOConfig) -> trl_runs.Run:
     start = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         history = dpo.train(copy.deepcopy(lm.model), triples, config, Path(folder), save_every=config.steps)
-    return trl_runs.Run([row["loss"] for row in history], [row["seconds"] for row in history], time.perf_counter() - start)
+    return trl_runs.Run(
+        [row["loss"] for row in history], [row["seconds"] for row in history], time.perf_counter() - start
+    )
 
 
-def theirs(lm: models.LanguageModel, triples: list[dpo.Triple], config: dpo.DPOConfig, *, precompute: bool, gradient_checkpointing: bool) -> trl_runs.Run:
+def theirs(
+    lm: models.LanguageModel,
+    triples: list[dpo.Triple],
+    config: dpo.DPOConfig,
+    *,
+    precompute: bool,
+    gradient_checkpointing: bool,
+) -> trl_runs.Run:
     with tempfile.TemporaryDirectory() as folder:
-        return trl_runs.train(lm.model, lm.tokenizer, triples, config, Path(folder), precompute=precompute, gradient_checkpointing=gradient_checkpointing)
+        return trl_runs.train(
+            lm.model,
+            lm.tokenizer,
+            triples,
+            config,
+            Path(folder),
+            precompute=precompute,
+            gradient_checkpointing=gradient_checkpointing,
+        )
 
 
 def main(
@@ -69,19 +89,33 @@ def main(
     lm = models.load(model)
     config = dpo.DPOConfig(steps=steps, batch_size=batch, precision="no")
     half = dataclasses.replace(config, precision="bf16")
-    triples = dpo.encode_pairs(lm.tokenizer, some_pairs(), config.max_prompt_tokens, config.max_new_tokens)[: steps * batch]
+    triples = dpo.encode_pairs(lm.tokenizer, some_pairs(), config.max_prompt_tokens, config.max_new_tokens)[
+        : steps * batch
+    ]
     runs = {
         "ours, fp32": lambda c=config: ours(lm, triples, c),
-        "TRL, fp32, reference in the loop": lambda c=config: theirs(lm, triples, c, precompute=False, gradient_checkpointing=True),
-        "TRL, fp32, reference in the loop, no checkpointing": lambda c=config: theirs(lm, triples, c, precompute=False, gradient_checkpointing=False),
-        "TRL, fp32, precomputed": lambda c=config: theirs(lm, triples, c, precompute=True, gradient_checkpointing=True),
-        "TRL, fp32, precomputed, no checkpointing": lambda c=config: theirs(lm, triples, c, precompute=True, gradient_checkpointing=False),
+        "TRL, fp32, reference in the loop": lambda c=config: theirs(
+            lm, triples, c, precompute=False, gradient_checkpointing=True
+        ),
+        "TRL, fp32, reference in the loop, no checkpointing": lambda c=config: theirs(
+            lm, triples, c, precompute=False, gradient_checkpointing=False
+        ),
+        "TRL, fp32, precomputed": lambda c=config: theirs(
+            lm, triples, c, precompute=True, gradient_checkpointing=True
+        ),
+        "TRL, fp32, precomputed, no checkpointing": lambda c=config: theirs(
+            lm, triples, c, precompute=True, gradient_checkpointing=False
+        ),
     }
     if bf16:
         runs |= {
             "ours, bf16": lambda c=half: ours(lm, triples, c),
-            "TRL, bf16, reference in the loop (its defaults)": lambda c=half: theirs(lm, triples, c, precompute=False, gradient_checkpointing=True),
-            "TRL, bf16, precomputed, no checkpointing": lambda c=half: theirs(lm, triples, c, precompute=True, gradient_checkpointing=False),
+            "TRL, bf16, reference in the loop (its defaults)": lambda c=half: theirs(
+                lm, triples, c, precompute=False, gradient_checkpointing=True
+            ),
+            "TRL, bf16, precomputed, no checkpointing": lambda c=half: theirs(
+                lm, triples, c, precompute=True, gradient_checkpointing=False
+            ),
         }
     warm = dataclasses.replace(config, steps=1)
     ours(lm, triples, warm)
@@ -95,12 +129,16 @@ def main(
             "total_seconds": measured.total,
             "losses": measured.losses,
         }
-        print(f"done: {name}, {results[name]['seconds_per_step']:.3f} s per step", file=sys.stderr, flush=True)
+        print(
+            f"done: {name}, {results[name]['seconds_per_step']:.3f} s per step", file=sys.stderr, flush=True
+        )
     for name, result in results.items():
         fastest = results["ours, bf16" if "bf16" in name else "ours, fp32"]
         result["times_ours"] = result["seconds_per_step"] / fastest["seconds_per_step"]
         result["total_times_ours"] = result["total_seconds"] / fastest["total_seconds"]
-        result["max_loss_difference"] = max(abs(a - b) for a, b in zip(result["losses"], fastest["losses"], strict=True))
+        result["max_loss_difference"] = max(
+            abs(a - b) for a, b in zip(result["losses"], fastest["losses"], strict=True)
+        )
 
     print(f"{'':52}{'s/step':>8}{'× ours':>8}{'total s':>9}{'× ours':>8}{'max |Δloss|':>13}")
     for name, r in results.items():

@@ -46,11 +46,18 @@ def main(
     texts = by_profile.prompts(profiles.load("embedded"), limit=prompts).prompt.tolist()
     batch = tokens.pad(tokens.encode(lm.tokenizer, texts, 32), "left")
     ids, mask = batch.ids.to(lm.device), batch.mask.long().to(lm.device)
-    options = {"do_sample": False, "max_new_tokens": new_tokens, "pad_token_id": 0, "eos_token_id": lm.eos_ids}
+    options = {
+        "do_sample": False,
+        "max_new_tokens": new_tokens,
+        "pad_token_id": 0,
+        "eos_token_id": lm.eos_ids,
+    }
     recorders: list[Recorder] = []
 
     def ours(recorder: Recorder | None = None) -> generation.Generated:
-        return generation.generate(lm, texts, new_tokens=new_tokens, max_prompt_tokens=32, recorder=recorder, batch_size=prompts)
+        return generation.generate(
+            lm, texts, new_tokens=new_tokens, max_prompt_tokens=32, recorder=recorder, batch_size=prompts
+        )
 
     def recorded() -> generation.Generated:
         recorders.append(Recorder(lm, len(texts)))
@@ -59,7 +66,9 @@ def main(
     calls = {
         "ours, with activations": recorded,
         "ours, without": ours,
-        "Hugging Face": lambda: lm.model.generate(ids, attention_mask=mask, **options)[:, ids.shape[1] :].cpu(),
+        "Hugging Face": lambda: lm.model.generate(ids, attention_mask=mask, **options)[
+            :, ids.shape[1] :
+        ].cpu(),
     }
     results = {name: call() for name, call in calls.items()}  # warm-up
     for name in ("ours, with activations", "ours, without"):

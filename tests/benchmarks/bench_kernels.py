@@ -41,13 +41,23 @@ def main() -> None:
     with patch.object(kernels, "install"):  # at first, torch's own products
         lm = models.load(profile.model)
     config = dpo.DPOConfig(steps=10)
-    triples = dpo.encode_pairs(lm.tokenizer, pairs.load(profile, lm, None, None)[:80], config.max_prompt_tokens, config.max_new_tokens)
+    triples = dpo.encode_pairs(
+        lm.tokenizer,
+        pairs.load(profile, lm, None, None)[:80],
+        config.max_prompt_tokens,
+        config.max_new_tokens,
+    )
     prompts = by_profile.prompts(profile, "dev").prompt.tolist()[:64]
     window = torch.randint(1000, 40000, (2, 512), generator=torch.Generator().manual_seed(0))
 
     def step() -> None:
         with tempfile.TemporaryDirectory() as folder:
-            steps.extend(row["seconds"] for row in dpo.train(copy.deepcopy(lm.model), triples, config, Path(folder), save_every=config.steps)[2:])
+            steps.extend(
+                row["seconds"]
+                for row in dpo.train(
+                    copy.deepcopy(lm.model), triples, config, Path(folder), save_every=config.steps
+                )[2:]
+            )
 
     found = {}
     for name in ("torch's own", "oneDNN"):
@@ -58,7 +68,13 @@ def main() -> None:
             found[name] = {
                 "reading 1,024 tokens": seconds(lambda: lm.model(window), repeat),
                 "writing 20 tokens after 64 prompts": seconds(
-                    lambda: generation.generate(lm, prompts, new_tokens=profile.new_tokens, max_prompt_tokens=profile.max_prompt_tokens), repeat
+                    lambda: generation.generate(
+                        lm,
+                        prompts,
+                        new_tokens=profile.new_tokens,
+                        max_prompt_tokens=profile.max_prompt_tokens,
+                    ),
+                    repeat,
                 ),
             }
         step()

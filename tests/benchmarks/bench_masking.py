@@ -38,7 +38,9 @@ def one_at_a_time(denoiser: PrefixDenoiser, sentences: list[words.Sentence]) -> 
                         read = denoiser.model(input_ids=source, use_cache=True).past_key_values
                     caches = (read, copy.deepcopy(read))
                     logits = [
-                        denoiser.model(input_ids=target, past_key_values=cache, adapter_names=[adapter]).logits[0, -1]
+                        denoiser.model(
+                            input_ids=target, past_key_values=cache, adapter_names=[adapter]
+                        ).logits[0, -1]
                         for adapter, cache in zip((EXPERT, ANTI_EXPERT), caches, strict=True)
                     ]
                 scores[j] = masking.jensen_shannon(*logits).item()
@@ -59,16 +61,26 @@ def main() -> None:
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.02)
     denoiser.model.eval()
-    texts = [" ".join(text.split()[:15]) for text in by_profile.comments(profile, "train").text][: asked.sentences]
+    texts = [" ".join(text.split()[:15]) for text in by_profile.comments(profile, "train").text][
+        : asked.sentences
+    ]
     sentences = [words.split(denoiser, text) for text in texts]
     masking.divergences(denoiser, sentences[:2])
     packed, ours = timed(lambda: masking.divergences(denoiser, sentences), len(sentences))
     alone, theirs = timed(lambda: one_at_a_time(denoiser, sentences[: asked.alone]), asked.alone)
-    _, settings = timed(lambda: masking.divergences(denoiser, sentences, masking.log_odds, masking.EVERY), len(sentences))
+    _, settings = timed(
+        lambda: masking.divergences(denoiser, sentences, masking.log_odds, masking.EVERY), len(sentences)
+    )
     largest = max(np.nanmax(np.abs(a - b), initial=0) for a, b in zip(packed, alone, strict=False))
-    print(f"{np.mean([len(s.words) for s in sentences]):.1f} words a sentence, {torch.get_num_threads()} threads; seconds a sentence:")
-    print(f"one word at a time {theirs:.2f}, packed {ours:.2f}: {theirs / ours:.1f} times as fast; largest difference {largest:.1e}")
-    print(f"every third content word at once (another score, that of the settings) {settings:.2f}: {theirs / settings:.1f} times as fast")
+    print(
+        f"{np.mean([len(s.words) for s in sentences]):.1f} words a sentence, {torch.get_num_threads()} threads; seconds a sentence:"
+    )
+    print(
+        f"one word at a time {theirs:.2f}, packed {ours:.2f}: {theirs / ours:.1f} times as fast; largest difference {largest:.1e}"
+    )
+    print(
+        f"every third content word at once (another score, that of the settings) {settings:.2f}: {theirs / settings:.1f} times as fast"
+    )
 
 
 def timed(work: Callable[[], list[np.ndarray]], sentences: int) -> tuple[list[np.ndarray], float]:

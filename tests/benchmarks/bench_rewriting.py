@@ -25,8 +25,12 @@ def main() -> None:
     asked = parser.parse_args()
     experts = loading.shipped(models.load(models.EMBEDDED))
     pool = by_profile.toxic_sentences(profiles.load("embedded"), "eval")
-    long = [" ".join(text.split()[:15]) for rows in pool.values() for text in rows.text if len(text.split()) >= 15]
-    texts = [long[i % len(long)] + "!" * (i // len(long)) for i in range(asked.sentences)]  # no sentence twice
+    long = [
+        " ".join(text.split()[:15]) for rows in pool.values() for text in rows.text if len(text.split()) >= 15
+    ]
+    texts = [
+        long[i % len(long)] + "!" * (i // len(long)) for i in range(asked.sentences)
+    ]  # no sentence twice
     rewriter = Rewriter(experts.denoiser, experts.settings)
     rewriter(texts[:2])
     peak = watched()
@@ -34,7 +38,9 @@ def main() -> None:
     found = rewriter(texts)
     seconds = time.perf_counter() - started
     masked = sum(bool(rewrite.masked) for rewrite in found)
-    print(f"{len(texts)} sentences of 15 words, {masked} with a mask: {seconds:.1f} s on {torch.get_num_threads()} threads")
+    print(
+        f"{len(texts)} sentences of 15 words, {masked} with a mask: {seconds:.1f} s on {torch.get_num_threads()} threads"
+    )
     print(f"peak memory {max(peak) / 2**30:.2f} GiB, weights in memory {megabytes(experts):.0f} MB")
 
 

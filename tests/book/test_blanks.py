@@ -71,8 +71,14 @@ def test_a_walk_writes_what_the_rewriter_writes(denoiser, penalty):
 
 
 def test_words_side_by_side_are_one_blank(denoiser):
-    sentence = words.split(denoiser, "so it&amp;goes and on")  # bytes: a space is a token of its own, so only these three are side by side
-    assert [b.original for b in blanks.walk(denoiser, sentence, [0, 1, 2, 3, 5], SETTINGS).blanks] == ["so", "it&amp;goes", "on"]
+    sentence = words.split(
+        denoiser, "so it&amp;goes and on"
+    )  # bytes: a space is a token of its own, so only these three are side by side
+    assert [b.original for b in blanks.walk(denoiser, sentence, [0, 1, 2, 3, 5], SETTINGS).blanks] == [
+        "so",
+        "it&amp;goes",
+        "on",
+    ]
 
 
 def test_a_blank_holds_the_product_and_each_model():
@@ -101,7 +107,13 @@ def test_between_presets_the_winner_is_nearly_always_a_candidate():
         b = blank(vocabulary=5000, seed=seed)
         ids = set(blanks.candidates(b, list(STARTS.values())).tolist())
         for _ in range(20):
-            settings = Settings(Masking(0.1), draw.uniform(0, 8), draw.uniform(0, 4), draw.uniform(0.5, 5), alpha_base=draw.uniform(0, 2))
+            settings = Settings(
+                Masking(0.1),
+                draw.uniform(0, 8),
+                draw.uniform(0, 4),
+                draw.uniform(0.5, 5),
+                alpha_base=draw.uniform(0, 2),
+            )
             hits.append(int(b.product(settings).argmax()) in ids)
     assert np.mean(hits) > 0.97
 
@@ -109,11 +121,20 @@ def test_between_presets_the_winner_is_nearly_always_a_candidate():
 def test_the_data_parse_back():
     b = blank()
     data = page(item(b, blank(seed=1)), item(blank(seed=2))).data
-    assert [len(s["blanks"]) for s in data["sentences"]] == [2, 1] and data["sentences"][0]["parts"] == ["part 0 ", "part 1 ", "part 2 "]
+    assert [len(s["blanks"]) for s in data["sentences"]] == [2, 1] and data["sentences"][0]["parts"] == [
+        "part 0 ",
+        "part 1 ",
+        "part 2 ",
+    ]
     first, ids = data["sentences"][0]["blanks"][0], blanks.candidates(b, list(STARTS.values()))
     assert first["tokens"] == [f" w{i}" for i in ids.tolist()] and first["tokens"][first["end"]] == " w7"
     np.testing.assert_allclose(first["logits"], b.logits[:, ids], atol=6e-4)
-    assert [p["name"] for p in data["presets"]] == list(STARTS) and data["presets"][0]["values"] == [1.0, 1.3, 2.0, 0.5]
+    assert [p["name"] for p in data["presets"]] == list(STARTS) and data["presets"][0]["values"] == [
+        1.0,
+        1.3,
+        2.0,
+        0.5,
+    ]
     assert data["presets"][3]["values"] == [0.0, 1.3, 1.0, 0.0]
 
 
@@ -121,7 +142,9 @@ def test_sliders_reach_every_preset():
     wide = blanks.presets(dataclasses.replace(SETTINGS, alpha_expert=11.0, temperature=0.25))
     data = Page(blanks.html([item(blank())], Spelling(), wide, title="T").data).data
     for preset in data["presets"]:
-        assert all(s["low"] <= value <= s["high"] for s, value in zip(data["sliders"], preset["values"], strict=True))
+        assert all(
+            s["low"] <= value <= s["high"] for s, value in zip(data["sliders"], preset["values"], strict=True)
+        )
     assert [s["key"] for s in data["sliders"]] == ["alpha_base", "temperature", "alpha_expert", "alpha_anti"]
 
 
@@ -133,20 +156,33 @@ def test_toxic_text_is_masked():
 
 @pytest.mark.parametrize("token", HOSTILE)
 def test_no_token_or_text_breaks_out_of_the_data(token):
-    plain, hostile = page(item(blank())), dataclasses.replace(item(blank(original=token)), parts=[token, token])
+    plain, hostile = (
+        page(item(blank())),
+        dataclasses.replace(item(blank(original=token)), parts=[token, token]),
+    )
     found = page(hostile, token=token)
     [sentence] = found.data["sentences"]
-    assert sentence["parts"] == [token, token] and sentence["blanks"][0]["original"] == token and set(sentence["blanks"][0]["tokens"]) == {token}
+    assert (
+        sentence["parts"] == [token, token]
+        and sentence["blanks"][0]["original"] == token
+        and set(sentence["blanks"][0]["tokens"]) == {token}
+    )
     assert [tag for tag, _ in found.tags] == [tag for tag, _ in plain.tags]
     raw = text(hostile, token=token)
-    assert raw.count("<script") == raw.count("</script>") == 2 and "<!--" not in raw  # a browser's rules are stranger than HTMLParser's
+    assert (
+        raw.count("<script") == raw.count("</script>") == 2 and "<!--" not in raw
+    )  # a browser's rules are stranger than HTMLParser's
 
 
 def test_tokens_and_title_never_become_markup():
     found = page(item(blank()), title="<i>T</i> & </style>")
     assert "<i>T</i> & </style>" in found.text and "i" not in {tag for tag, _ in found.tags}
     template = blanks.TEMPLATE.read_text(encoding="utf-8")
-    assert "innerHTML" not in template and "insertAdjacentHTML" not in template and "document.write" not in template
+    assert (
+        "innerHTML" not in template
+        and "insertAdjacentHTML" not in template
+        and "document.write" not in template
+    )
 
 
 def test_self_contained_and_filled_in():
@@ -167,4 +203,6 @@ def test_the_same_input_gives_the_same_text_and_others_another_id():
         return raw, re.search(r'id="(blanks-\w+)"', raw)[1]
 
     assert found(item(blank())) == found(item(blank()))
-    assert len({found(item(blank()))[1], found(item(blank(seed=1)))[1], found(item(blank()), title="U")[1]}) == 3
+    assert (
+        len({found(item(blank()))[1], found(item(blank(seed=1)))[1], found(item(blank()), title="U")[1]}) == 3
+    )

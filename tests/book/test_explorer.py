@@ -12,7 +12,17 @@ import pytest
 
 from companion.book.widgets import explorer
 
-HOSTILE = ("</script><script>alert(1)</script>", "<!--<script>", "<b>&amp;", "@id@ @data@", '"\\', " ", "日本 ’", "</SCRIPT >", "\\1 \\g<0>")
+HOSTILE = (
+    "</script><script>alert(1)</script>",
+    "<!--<script>",
+    "<b>&amp;",
+    "@id@ @data@",
+    '"\\',
+    " ",
+    "日本 ’",
+    "</SCRIPT >",
+    "\\1 \\g<0>",
+)
 
 
 class Page(HTMLParser):
@@ -39,12 +49,18 @@ class Page(HTMLParser):
 def table(n: int = 60, seed: int = 0) -> pd.DataFrame:
     rng = np.random.default_rng(seed)
     reduction = rng.standard_t(3, n) * 0.01
-    columns = {"layer": np.arange(n) % 4, "index": np.arange(n) * 7, "cosine": rng.normal(size=n).astype("float32")}
+    columns = {
+        "layer": np.arange(n) % 4,
+        "index": np.arange(n) * 7,
+        "cosine": rng.normal(size=n).astype("float32"),
+    }
     columns |= {name: rng.normal(size=n) for name in ("before", "after", "p_before", "p_after")}
     columns |= {"reduction": reduction, "low": reduction - 0.01, "high": reduction + 0.01}
     group = [list(explorer.GROUPS)[i % 4] for i in range(n)]
     role = [g + ("↓" if r > 0 else "↑") for g, r in zip(group, reduction, strict=True)]
-    return pd.DataFrame({**columns, "group": group, "role": role, "tokens": "a, b"}, index=np.arange(n) % 5)  # an index that is not unique
+    return pd.DataFrame(
+        {**columns, "group": group, "role": role, "tokens": "a, b"}, index=np.arange(n) % 5
+    )  # an index that is not unique
 
 
 def show(rows: pd.DataFrame, **options) -> Page:
@@ -83,14 +99,20 @@ def test_no_token_breaks_out_of_the_data(tokens):
     assert [row[-1] for row in page.data["rows"]] == [tokens] * 5
     assert [tag for tag, _ in page.tags] == [tag for tag, _ in plain.tags]
     text = explorer.html(table(5).assign(tokens=tokens), title="T").data
-    assert text.count("<script") == text.count("</script>") == 2 and "<!--" not in text  # a browser's rules are stranger than HTMLParser's
+    assert (
+        text.count("<script") == text.count("</script>") == 2 and "<!--" not in text
+    )  # a browser's rules are stranger than HTMLParser's
 
 
 def test_tokens_and_title_never_become_markup():
     page = Page(explorer.html(table(5), title="<i>T</i> & </style>").data)
     assert "<i>T</i> & </style>" in page.text and "i" not in {tag for tag, _ in page.tags}
     template = explorer.TEMPLATE.read_text(encoding="utf-8")
-    assert "innerHTML" not in template and "insertAdjacentHTML" not in template and "document.write" not in template
+    assert (
+        "innerHTML" not in template
+        and "insertAdjacentHTML" not in template
+        and "document.write" not in template
+    )
 
 
 def test_missing_numbers_and_tokens():
@@ -118,10 +140,22 @@ def test_the_same_input_gives_the_same_text_and_others_another_id():
 def test_groups_can_be_told_apart_with_and_without_colour():
     def luminance(colour: str) -> float:
         levels = np.array([int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)])
-        return float(np.where(levels <= 0.04045, levels / 12.92, ((levels + 0.055) / 1.055) ** 2.4) @ [0.2126, 0.7152, 0.0722])
+        return float(
+            np.where(levels <= 0.04045, levels / 12.92, ((levels + 0.055) / 1.055) ** 2.4)
+            @ [0.2126, 0.7152, 0.0722]
+        )
 
     for colour in explorer.COLOURS.values():
-        assert all(max(a, b) >= 3 * min(a, b) for a, b in ((luminance(colour) + 0.05, luminance(page) + 0.05) for page in ("#ffffff", "#121212")))
+        assert all(
+            max(a, b) >= 3 * min(a, b)
+            for a, b in (
+                (luminance(colour) + 0.05, luminance(page) + 0.05) for page in ("#ffffff", "#121212")
+            )
+        )
     assert len(set(explorer.COLOURS.values())) == len(set(explorer.SHAPES.values())) == 4
-    buttons = [attributes for tag, attributes in show(table()).tags if tag == "button" and "data-group" in attributes]
-    assert [(b["data-group"], b["aria-pressed"], b["type"]) for b in buttons] == [(g, "true", "button") for g in explorer.GROUPS]
+    buttons = [
+        attributes for tag, attributes in show(table()).tags if tag == "button" and "data-group" in attributes
+    ]
+    assert [(b["data-group"], b["aria-pressed"], b["type"]) for b in buttons] == [
+        (g, "true", "button") for g in explorer.GROUPS
+    ]

@@ -13,10 +13,22 @@ from companion.book import readme
 
 def results(folder, **values):
     """A run of the results with some values; each has an interval and n."""
-    found = {name: {"value": v, "low": v - 0.1, "high": v + 0.1, "n": 7, "seed": 0, "chapter": name.partition("_")[0]} for name, v in values.items()}
+    found = {
+        name: {
+            "value": v,
+            "low": v - 0.1,
+            "high": v + 0.1,
+            "n": 7,
+            "seed": 0,
+            "chapter": name.partition("_")[0],
+        }
+        for name, v in values.items()
+    }
     folder.mkdir()
     versions = {"python": "3", "torch": "2", "transformers": "5"}
-    (folder / "results.json").write_text(json.dumps({"results": found, "versions": versions, "machine": {"cores": 2}}), encoding="utf-8")
+    (folder / "results.json").write_text(
+        json.dumps({"results": found, "versions": versions, "machine": {"cores": 2}}), encoding="utf-8"
+    )
     return folder
 
 
@@ -31,15 +43,42 @@ def project(tmp_path, monkeypatch):
 
 
 def test_chapters_that_a_run_lacks_keep_their_cells(project):
-    figure = dict.fromkeys(("setting_floor", "dpo_toxicity_base", "dpo_toxicity_control", "dpo_toxicity_dpo"), 0.5)
-    embedded = results(project / "embedded", **figure, probe_accuracy=0.9, ablation_drop_7=0.3, ablation_perplexity_7=20.0)
-    readme.update_readme(embedded, results(project / "public", probe_accuracy=0.8, ablation_drop_7=0.2, ablation_perplexity_7=30.0))
-    first = {page: (project / page).read_text(encoding="utf-8") for page in ("README.md", "pages/public_results.md")}
-    assert "| accuracy of the linear probe | 90.0% [80.0%, 100.0%], 7 | 80.0% [70.0%, 90.0%], 7 | 94 % |" in first["README.md"]
-    assert "| ablation: 7 | 30% [20%, 40%], 7 | 20% [10%, 30%], 7 | 20.0 [19.9, 20.1], 7 | 30.0 [29.9, 30.1], 7 |" in first["pages/public_results.md"]
-    assert all(text.startswith("before\n") and text.endswith("after\n") and "not run yet" in text for text in first.values())
+    figure = dict.fromkeys(
+        ("setting_floor", "dpo_toxicity_base", "dpo_toxicity_control", "dpo_toxicity_dpo"), 0.5
+    )
+    embedded = results(
+        project / "embedded", **figure, probe_accuracy=0.9, ablation_drop_7=0.3, ablation_perplexity_7=20.0
+    )
+    readme.update_readme(
+        embedded,
+        results(project / "public", probe_accuracy=0.8, ablation_drop_7=0.2, ablation_perplexity_7=30.0),
+    )
+    first = {
+        page: (project / page).read_text(encoding="utf-8")
+        for page in ("README.md", "pages/public_results.md")
+    }
+    assert (
+        "| accuracy of the linear probe | 90.0% [80.0%, 100.0%], 7 | 80.0% [70.0%, 90.0%], 7 | 94 % |"
+        in first["README.md"]
+    )
+    assert (
+        "| ablation: 7 | 30% [20%, 40%], 7 | 20% [10%, 30%], 7 | 20.0 [19.9, 20.1], 7 | 30.0 [29.9, 30.1], 7 |"
+        in first["pages/public_results.md"]
+    )
+    assert all(
+        text.startswith("before\n") and text.endswith("after\n") and "not run yet" in text
+        for text in first.values()
+    )
 
     readme.update_readme(embedded, results(project / "other", setting_toxicity=0.4))  # one chapter alone
     second = {page: (project / page).read_text(encoding="utf-8") for page in first}
-    changed = [line for page in first for line in second[page].splitlines() if line not in first[page].splitlines()]
-    assert changed == ["| mean toxicity of the base model | not run yet | 0.400 [0.300, 0.500], 7 | .453 (GPT-2 medium, Perspective) |"] * 2
+    changed = [
+        line for page in first for line in second[page].splitlines() if line not in first[page].splitlines()
+    ]
+    assert (
+        changed
+        == [
+            "| mean toxicity of the base model | not run yet | 0.400 [0.300, 0.500], 7 | .453 (GPT-2 medium, Perspective) |"
+        ]
+        * 2
+    )

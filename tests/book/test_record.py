@@ -42,7 +42,9 @@ def executed(tmp_path_factory) -> Path:
     ]
     notebook = nbformat.v4.new_notebook(cells=cells, metadata=PYTHON)
     nbformat.write(notebook, folder / "in.ipynb")
-    papermill.execute_notebook(str(folder / "in.ipynb"), str(folder / "out.ipynb"), kernel_name="python3", progress_bar=False)
+    papermill.execute_notebook(
+        str(folder / "in.ipynb"), str(folder / "out.ipynb"), kernel_name="python3", progress_bar=False
+    )
     return folder / "out.ipynb"
 
 
@@ -54,7 +56,18 @@ def test_records_come_back_exactly(executed):
     assert found["share"]["value"] == 0.5  # the record holds the value, the text the percentage
     assert found["count"]["value"] == 220
     assert found["again"]["value"] == 2  # the last one counts
-    assert set(found) == {"estimate", "share", "fine_share", "plain", "numpy", "count", "undefined", "half_undefined", "again", "peak_memory"}
+    assert set(found) == {
+        "estimate",
+        "share",
+        "fine_share",
+        "plain",
+        "numpy",
+        "count",
+        "undefined",
+        "half_undefined",
+        "again",
+        "peak_memory",
+    }
 
 
 def test_undefined_values_are_none(executed):
@@ -87,17 +100,28 @@ def test_prose_waits_for_its_results(tmp_path):
         "record.result('late', 0.25, seed=0, percent=True)",
         "record.result('late', 0.5, seed=0, percent=True)",
     ]
-    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in sources], metadata=PYTHON)
+    notebook = nbformat.v4.new_notebook(
+        cells=[nbformat.v4.new_code_cell(source) for source in sources], metadata=PYTHON
+    )
     nbformat.write(notebook, tmp_path / "in.ipynb")
-    papermill.execute_notebook(str(tmp_path / "in.ipynb"), str(tmp_path / "out.ipynb"), kernel_name="python3", progress_bar=False)
+    papermill.execute_notebook(
+        str(tmp_path / "in.ipynb"), str(tmp_path / "out.ipynb"), kernel_name="python3", progress_bar=False
+    )
     [shown] = nbformat.read(tmp_path / "out.ipynb", as_version=4).cells[1].outputs
     assert shown.data["text/markdown"].strip() == "First here, then 50.0 %: $x_{{1}}$ and {cite}`key`."
 
 
-@given(st.dictionaries(st.from_regex(r"[a-z]\w{0,5}", fullmatch=True), st.text(alphabet="ab1 %", max_size=5), max_size=4), st.text(max_size=20))
+@given(
+    st.dictionaries(
+        st.from_regex(r"[a-z]\w{0,5}", fullmatch=True), st.text(alphabet="ab1 %", max_size=5), max_size=4
+    ),
+    st.text(max_size=20),
+)
 def test_prose_is_filled_by_name(texts, rest):
     source = rest.replace("{", "") + "".join(f" {{{{{name}}}}}" for name in texts)
-    assert record.filled(source, texts) == rest.replace("{", "") + "".join(f" {value}" for value in texts.values())
+    assert record.filled(source, texts) == rest.replace("{", "") + "".join(
+        f" {value}" for value in texts.values()
+    )
     assert record.names(source) == list(texts)
     assert record.filled(source, {}).count(record.UNKNOWN) >= len(texts)
 

@@ -32,7 +32,9 @@ def test_strong_words_are_masked(word):
     assert len(masked) == len(word)
     assert all(a == b or a == "*" for a, b in zip(masked, word, strict=True))
     assert censor.censored(f"You {word}, you!") == f"You {masked}, you!"
-    assert censor.censored(word.upper()) == "".join("*" if m == "*" else w for m, w in zip(masked, word.upper(), strict=True))
+    assert censor.censored(word.upper()) == "".join(
+        "*" if m == "*" else w for m, w in zip(masked, word.upper(), strict=True)
+    )
 
 
 @pytest.mark.parametrize("word", HARMLESS)
@@ -48,13 +50,17 @@ def test_by_hand():
     assert censor.censored("") == ""
 
 
-@given(st.lists(st.sampled_from([*STRONG, *HARMLESS, "and", "!", "\n", "😀", "é"]), max_size=10).map(" ".join))
+@given(
+    st.lists(st.sampled_from([*STRONG, *HARMLESS, "and", "!", "\n", "😀", "é"]), max_size=10).map(" ".join)
+)
 def test_masking_changes_nothing_else(text):
     masked = censor.censored(text)
     assert len(masked) == len(text)
     assert all(a in (b, "*") for a, b in zip(masked, text, strict=True))
     assert censor.censored(masked) == masked
-    assert masked == " ".join(censor.censored(word) for word in text.split(" "))  # a word is masked whatever stands beside it
+    assert masked == " ".join(
+        censor.censored(word) for word in text.split(" ")
+    )  # a word is masked whatever stands beside it
 
 
 @given(st.text(max_size=60))
@@ -74,7 +80,9 @@ def test_samples_mask_escape_and_keep_numbers():
 
 
 def test_tables_of_numbers_are_escaped_and_have_no_index():
-    html = tables.numbers(pd.DataFrame({"method": ["a < b"], "toxicity": ["0.1 [0.0, 0.2]"]}, index=[17])).to_html()
+    html = tables.numbers(
+        pd.DataFrame({"method": ["a < b"], "toxicity": ["0.1 [0.0, 0.2]"]}, index=[17])
+    ).to_html()
     assert "a &lt; b" in html and "0.1 [0.0, 0.2]" in html and ">17<" not in html
 
 
@@ -82,4 +90,9 @@ def test_a_methods_line_shows_changes_against_the_base():
     base = Outcome([], np.array([0.4, 0.2]), np.array([0.5]), np.array([6.0]), np.array([2]))
     half = Outcome([], base.toxicity / 2, base.f1, base.nll + 2 * np.log(2), base.count)
     row = tables.method_row("half", half, base)
-    assert row["method"] == "half" and row["toxicity"].startswith("0.150") and row["drop"] == "50% [50%, 50%]" and row["perplexity / base"] == "2 [2, 2]"
+    assert (
+        row["method"] == "half"
+        and row["toxicity"].startswith("0.150")
+        and row["drop"] == "50% [50%, 50%]"
+        and row["perplexity / base"] == "2 [2, 2]"
+    )

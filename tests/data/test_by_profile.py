@@ -22,10 +22,16 @@ SPLITS = ("train", "dev", "eval")
 
 
 def table(name: str) -> pd.DataFrame:
-    return pd.DataFrame([json.loads(line) for line in (paths.DATA / name).read_text(encoding="utf-8").splitlines()])
+    return pd.DataFrame(
+        [json.loads(line) for line in (paths.DATA / name).read_text(encoding="utf-8").splitlines()]
+    )
 
 
-PROMPTS, COMMENTS, PROSE = table("prompts/prompts.jsonl"), table("comments/comments.jsonl"), table("prose/articles.jsonl")
+PROMPTS, COMMENTS, PROSE = (
+    table("prompts/prompts.jsonl"),
+    table("comments/comments.jsonl"),
+    table("prose/articles.jsonl"),
+)
 
 
 @pytest.fixture(scope="module")
@@ -52,16 +58,30 @@ def test_enough_of_everything():
         assert not rows.isna().any(axis=None)
 
 
-@pytest.mark.parametrize(("rows", "column"), [(PROMPTS, "prompt"), (COMMENTS, "text"), (PROSE, "text")], ids=["prompts", "comments", "prose"])
+@pytest.mark.parametrize(
+    ("rows", "column"),
+    [(PROMPTS, "prompt"), (COMMENTS, "text"), (PROSE, "text")],
+    ids=["prompts", "comments", "prose"],
+)
 def test_parts_share_nothing(rows, column):
-    assert rows[column].is_unique and (rows[column].str.strip() == rows[column]).all() and (rows[column] != "").all()
+    assert (
+        rows[column].is_unique
+        and (rows[column].str.strip() == rows[column]).all()
+        and (rows[column] != "").all()
+    )
     for a in SPLITS:
         for b in SPLITS:
             if a != b:
-                assert not near_duplicates.near_duplicates(rows[column][rows.split == a], of=rows[column][rows.split == b]).any(), (a, b)
+                assert not near_duplicates.near_duplicates(
+                    rows[column][rows.split == a], of=rows[column][rows.split == b]
+                ).any(), (a, b)
 
 
-@pytest.mark.parametrize(("rows", "column"), [(PROMPTS, "prompt"), (COMMENTS, "text"), (PROSE, "text")], ids=["prompts", "comments", "prose"])
+@pytest.mark.parametrize(
+    ("rows", "column"),
+    [(PROMPTS, "prompt"), (COMMENTS, "text"), (PROSE, "text")],
+    ids=["prompts", "comments", "prose"],
+)
 def test_no_templates(rows, column):
     assert near_duplicates.distinct_ngrams(rows[column].tolist(), 4) >= 0.9
 
@@ -86,7 +106,9 @@ def test_shipped_pairs(pairs):
     assert len({(p.prompt, p.chosen, p.rejected) for p in pairs}) == len(pairs)
     for pair in pairs:
         assert 0 <= pair.chosen_toxicity <= 1 and 0 <= pair.rejected_toxicity <= 1
-        assert pair.rejected_toxicity - pair.chosen_toxicity >= EMBEDDED.pair_margin - 1e-4  # scores are rounded to four digits
+        assert (
+            pair.rejected_toxicity - pair.chosen_toxicity >= EMBEDDED.pair_margin - 1e-4
+        )  # scores are rounded to four digits
         assert pair.prompt.strip() and pair.chosen != pair.rejected
 
 
@@ -95,7 +117,9 @@ def test_shipped_pairs_come_from_no_evaluation_prompt(pairs):
     held_out = [*PROMPTS.prompt[PROMPTS.split == "eval"], *PROSE.text[PROSE.split == "eval"]]
     assert not near_duplicates.near_duplicates(prompts, of=held_out).any()
     allowed = set(pair_prompts(EMBEDDED))
-    assert all(any(text.startswith(prompt.strip()) for text in allowed) for prompt in prompts)  # cut to max_prompt_tokens at most
+    assert all(
+        any(text.startswith(prompt.strip()) for text in allowed) for prompt in prompts
+    )  # cut to max_prompt_tokens at most
 
 
 def test_every_data_folder_has_a_card():
@@ -112,8 +136,13 @@ def test_every_data_folder_has_a_card():
 
 def test_prompts_by_profile():
     smoke = profiles.load("smoke")
-    assert len(by_profile.prompts(EMBEDDED)) == EMBEDDED.prompts and len(by_profile.prompts(smoke)) == smoke.prompts
-    assert list(by_profile.prompts(smoke).columns) == ["kind", "prompt"] or set(by_profile.prompts(smoke).columns) == {"kind", "prompt"}
+    assert (
+        len(by_profile.prompts(EMBEDDED)) == EMBEDDED.prompts
+        and len(by_profile.prompts(smoke)) == smoke.prompts
+    )
+    assert list(by_profile.prompts(smoke).columns) == ["kind", "prompt"] or set(
+        by_profile.prompts(smoke).columns
+    ) == {"kind", "prompt"}
     parts = {split: set(by_profile.prompts(EMBEDDED, split, limit=0).prompt) for split in SPLITS}
     assert sum(map(len, parts.values())) == len(set().union(*parts.values())) == len(PROMPTS)
     assert set(by_profile.prompts(smoke).prompt) <= parts["eval"]
@@ -134,11 +163,16 @@ def test_prose_is_paragraphs():
     for split in SPLITS:
         paragraphs = by_profile.prose(EMBEDDED, split)
         assert paragraphs and all(p.strip() and "\n" not in p for p in paragraphs)
-        assert sum(len(p.split()) for p in paragraphs) == PROSE.text[PROSE.split == split].str.split().str.len().sum()
+        assert (
+            sum(len(p.split()) for p in paragraphs)
+            == PROSE.text[PROSE.split == split].str.split().str.len().sum()
+        )
 
 
 def test_enough_sentences_for_f1():
-    assert len(by_profile.sentences(by_profile.prose(EMBEDDED, "eval"))) >= max(EMBEDDED.continuations, EMBEDDED.prompts)
+    assert len(by_profile.sentences(by_profile.prose(EMBEDDED, "eval"))) >= max(
+        EMBEDDED.continuations, EMBEDDED.prompts
+    )
 
 
 def test_pair_prompts_mix_in_plain_prose():
@@ -156,17 +190,31 @@ def test_public_profile_takes_evaluation_rows_from_the_registry(monkeypatch):
     monkeypatch.setattr(public, "challenge_prompts", lambda: [f"prompt {i}" for i in range(20)])
     monkeypatch.setattr(public, "wikitext", lambda split: [split])
     generator = np.random.default_rng(0)
-    rows = pd.DataFrame({"label": [1] * 60 + [0] * 60, "source": "jigsaw", "split": ["train", "dev", "eval"] * 40})
+    rows = pd.DataFrame(
+        {"label": [1] * 60 + [0] * 60, "source": "jigsaw", "split": ["train", "dev", "eval"] * 40}
+    )
     rows["text"] = [f"{i} " + "w " * n for i, n in enumerate(generator.integers(1, 80, 120))]
     monkeypatch.setattr(public, "labelled", lambda sources: rows)
     P = profiles.load("public", prompts=5)
-    assert by_profile.prompts(P).prompt.tolist() == ["prompt 0", "prompt 5", "prompt 10", "prompt 14", "prompt 19"]
-    assert set(by_profile.prompts(P, "train", limit=0).prompt) == set(PROMPTS.prompt[PROMPTS.split == "train"])
+    assert by_profile.prompts(P).prompt.tolist() == [
+        "prompt 0",
+        "prompt 5",
+        "prompt 10",
+        "prompt 14",
+        "prompt 19",
+    ]
+    assert set(by_profile.prompts(P, "train", limit=0).prompt) == set(
+        PROMPTS.prompt[PROMPTS.split == "train"]
+    )
     assert by_profile.prose(P, "eval") == ["eval"] and by_profile.prose(P, "dev") == ["dev"]
     assert by_profile.prose(P, "train") == by_profile.prose(EMBEDDED, "train")
     for split in SPLITS:
         drawn = by_profile.comments(P, split)
-        assert drawn.label.mean() == 0.5 and drawn.group.is_unique and (drawn.text.str.split().str.len() <= 60).all()
+        assert (
+            drawn.label.mean() == 0.5
+            and drawn.group.is_unique
+            and (drawn.text.str.split().str.len() <= 60).all()
+        )
         assert set(drawn.text) <= set(rows.text[rows.split == split])
 
 
@@ -190,7 +238,12 @@ def test_spread(n, limit):
 
 @given(st.integers(0, 3), st.lists(st.tuples(st.integers(1, 50), st.booleans()), min_size=30, max_size=150))
 def test_length_matched(seed, drawn):
-    rows = pd.DataFrame({"text": [f"id{i} " + "w " * (n - 1) for i, (n, _) in enumerate(drawn)], "label": [int(toxic) for _, toxic in drawn]})
+    rows = pd.DataFrame(
+        {
+            "text": [f"id{i} " + "w " * (n - 1) for i, (n, _) in enumerate(drawn)],
+            "label": [int(toxic) for _, toxic in drawn],
+        }
+    )
     rows = rows.sort_values("label", ignore_index=True)  # as in the file
     found = by_profile.length_matched(rows, seed)
     assert found.text.is_unique and set(found.text) <= set(rows.text)
@@ -216,7 +269,9 @@ def test_length_matching_removes_the_shortcut():
 
 def test_sentences_by_hand():
     long = "This sentence has more words than the minimum of five."
-    assert by_profile.sentences([f"Short one. {long} Is it? {long} e.g. this one does go on for a while!"], 5) == [
+    assert by_profile.sentences(
+        [f"Short one. {long} Is it? {long} e.g. this one does go on for a while!"], 5
+    ) == [
         long,
         long + " e.g. this one does go on for a while!",
     ]
@@ -224,7 +279,13 @@ def test_sentences_by_hand():
     assert by_profile.sentences([" ".join(["w"] * 15), " ".join(["w"] * 16)]) == [" ".join(["w"] * 16)]
 
 
-@given(st.lists(st.lists(st.sampled_from(["one", "two,", "Three."]), min_size=2, max_size=30).map(" ".join), max_size=5), st.sampled_from([0.25, 0.5, 0.8]))
+@given(
+    st.lists(
+        st.lists(st.sampled_from(["one", "two,", "Three."]), min_size=2, max_size=30).map(" ".join),
+        max_size=5,
+    ),
+    st.sampled_from([0.25, 0.5, 0.8]),
+)
 def test_openings_cut_once(texts, share):
     prompts, references = by_profile.openings(texts, share)
     assert [f"{p} {r}".strip() for p, r in zip(prompts, references, strict=True)] == texts

@@ -26,11 +26,21 @@ def sha(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def register(folder: Path, monkeypatch, content: dict[str, bytes], url: str = "http://127.0.0.1:9/nothing") -> None:
+def register(
+    folder: Path, monkeypatch, content: dict[str, bytes], url: str = "http://127.0.0.1:9/nothing"
+) -> None:
     """Make ``folder`` the data folder of the package, with a registry of ``content``."""
     folder.mkdir(exist_ok=True)
     rows = [
-        {"file": name, "sha256": sha(data), "bytes": len(data), "url": f"{url}/{name}", "licence": "none", "contents": "x"} for name, data in content.items()
+        {
+            "file": name,
+            "sha256": sha(data),
+            "bytes": len(data),
+            "url": f"{url}/{name}",
+            "licence": "none",
+            "contents": "x",
+        }
+        for name, data in content.items()
     ]
     pd.DataFrame(rows).to_csv(folder / "registry.tsv", sep="\t", index=False)
     monkeypatch.setattr(paths, "DATA", folder)
@@ -116,7 +126,9 @@ def test_failed_download_is_one_sentence(tmp_path, monkeypatch, cache, server, w
 
 
 @pytest.mark.parametrize("variable", ["HTTPS_PROXY", "https_proxy", "ALL_PROXY"])
-@pytest.mark.parametrize("proxy", ["socks5h://127.0.0.1:9", "http://127.0.0.1:9", "http://[bad", "nonsense://x"])
+@pytest.mark.parametrize(
+    "proxy", ["socks5h://127.0.0.1:9", "http://127.0.0.1:9", "http://[bad", "nonsense://x"]
+)
 def test_a_proxy_that_does_not_work_is_named(tmp_path, monkeypatch, cache, variable, proxy):
     """B33: requests has no SOCKS, or nobody answers; the value is not shown, it may hold a password."""
     register(tmp_path / "data", monkeypatch, CONTENT, "https://127.0.0.1:9/nothing")
@@ -124,9 +136,17 @@ def test_a_proxy_that_does_not_work_is_named(tmp_path, monkeypatch, cache, varia
         monkeypatch.delenv(name, raising=False)
         monkeypatch.delenv(name.lower(), raising=False)
     monkeypatch.setenv(variable, proxy)
-    with pytest.raises(CompanionError, match=rf"could not be downloaded .*the likely cause is the proxy in {variable}\b.*COMPANION_DATA") as caught:
+    with pytest.raises(
+        CompanionError,
+        match=rf"could not be downloaded .*the likely cause is the proxy in {variable}\b.*COMPANION_DATA",
+    ) as caught:
         public.fetch("marco/other.csv")
-    assert "\n" not in str(caught.value) and "sha256" not in str(caught.value) and proxy not in str(caught.value) and not stored(cache)
+    assert (
+        "\n" not in str(caught.value)
+        and "sha256" not in str(caught.value)
+        and proxy not in str(caught.value)
+        and not stored(cache)
+    )
 
 
 def test_a_proxy_is_not_blamed_for_what_a_server_said(tmp_path, monkeypatch, cache, server):
@@ -198,7 +218,9 @@ def test_missing_local_folder_and_missing_local_file(tmp_path, monkeypatch):
 def test_unregistered_name_lists_what_there_is(tmp_path, monkeypatch):
     register(tmp_path / "data", monkeypatch, CONTENT)
     for name in ("nonsense.csv", "../registry.tsv", ""):
-        with pytest.raises(CompanionError, match=r"not in data/registry.tsv.*jigsaw/balanced.csv, marco/other.csv"):
+        with pytest.raises(
+            CompanionError, match=r"not in data/registry.tsv.*jigsaw/balanced.csv, marco/other.csv"
+        ):
             public.fetch(name)
 
 
@@ -206,7 +228,9 @@ def test_shipped_registry_is_complete():
     rows = public.registry()
     assert rows.index.is_unique and rows.notna().all(axis=None)
     assert rows.sha256.str.fullmatch(r"[0-9a-f]{64}").all() and rows.sha256.is_unique
-    assert rows.url.str.fullmatch(r"https://raw\.githubusercontent\.com/[^/]+/[^/]+/[0-9a-f]{40}/\S+").all()  # pinned to a commit
+    assert rows.url.str.fullmatch(
+        r"https://raw\.githubusercontent\.com/[^/]+/[^/]+/[0-9a-f]{40}/\S+"
+    ).all()  # pinned to a commit
     assert (rows.bytes > 0).all()
 
 
@@ -214,7 +238,9 @@ def test_shipped_registry_is_complete():
 
 
 def test_text_hash_is_the_first_eight_hex_digits_of_the_stripped_text():
-    assert public.text_hash("hello") == public.text_hash("  hello \n") == 0x2CF24DBA  # sha256("hello") = 2cf24dba5fb0a30e…
+    assert (
+        public.text_hash("hello") == public.text_hash("  hello \n") == 0x2CF24DBA
+    )  # sha256("hello") = 2cf24dba5fb0a30e…
     assert public.text_hash("Hello") == 408915379
     assert public.text_hash("naïve café 😀") == 3553044270
 
@@ -247,10 +273,14 @@ def test_split_follows_the_design(text, source):
     assert public.split_of(text, source) == expected == public.split_of(f" {text}\t", source)
 
 
-@pytest.mark.parametrize(("source", "share"), [("jigsaw", 0.2), ("sbf", 0.2), ("dynahate", 0.25), ("paradetox", 0.1)])
+@pytest.mark.parametrize(
+    ("source", "share"), [("jigsaw", 0.2), ("sbf", 0.2), ("dynahate", 0.25), ("paradetox", 0.1)]
+)
 def test_split_proportions(source, share):
     generator = np.random.default_rng(0)
-    splits = pd.Series([public.split_of(" ".join(map(str, generator.integers(0, 10**6, 5))), source) for _ in range(4000)])
+    splits = pd.Series(
+        [public.split_of(" ".join(map(str, generator.integers(0, 10**6, 5))), source) for _ in range(4000)]
+    )
     found = splits.value_counts(normalize=True)
     assert found["eval"] == pytest.approx(share, abs=0.025) and found["dev"] == pytest.approx(0.1, abs=0.025)
     assert set(found.index) == {"eval", "dev", "train"}
@@ -273,9 +303,19 @@ def files(tmp_path, monkeypatch):
 
 
 def test_jigsaw_has_no_header_and_odd_csv(files):
-    files({"jigsaw/balanced.csv": 'first row counts,0\n"with, comma",0\n"she said ""no""\nand left",0\n  padded  ,1\n"   ",1\n😀 emoji,1\n'})
+    files(
+        {
+            "jigsaw/balanced.csv": 'first row counts,0\n"with, comma",0\n"she said ""no""\nand left",0\n  padded  ,1\n"   ",1\n😀 emoji,1\n'
+        }
+    )
     rows = public.jigsaw()
-    assert rows.text.tolist() == ["first row counts", "with, comma", 'she said "no"\nand left', "padded", "😀 emoji"]
+    assert rows.text.tolist() == [
+        "first row counts",
+        "with, comma",
+        'she said "no"\nand left',
+        "padded",
+        "😀 emoji",
+    ]
     assert rows.label.tolist() == [0, 0, 0, 1, 1] and set(rows.source) == {"jigsaw"}
     assert rows.split.tolist() == [public.split_of(text, "jigsaw") for text in rows.text]
 
@@ -293,27 +333,48 @@ def test_sbf_groups_repeated_posts_and_drops_missing_labels(files):
     )
     rows = public.sbf().set_index("text")
     assert rows.index.is_unique
-    assert rows.label.to_dict() == {"repeated": 1, "once": 0, 'quoted, "post"\nin two lines': 1, "half": 1}  # .75, .4, .5, .5
+    assert rows.label.to_dict() == {
+        "repeated": 1,
+        "once": 0,
+        'quoted, "post"\nin two lines': 1,
+        "half": 1,
+    }  # .75, .4, .5, .5
     assert rows.offensive["repeated"] == 0.75
 
 
 def test_sbf_microaggressions_are_always_evaluation_rows(files):
     texts = [f"post number {i}" for i in range(40)]
-    lines = [f"{i},{text},1.0,{'redditMicroagressions' if i % 2 else 'Gab'},0" for i, text in enumerate(texts)]
-    lines += ["90,seen twice,1.0,Gab,0", "91,seen twice,0.0,redditMicroagressions,0", "92, seen twice ,0.0,Gab,0"]
+    lines = [
+        f"{i},{text},1.0,{'redditMicroagressions' if i % 2 else 'Gab'},0" for i, text in enumerate(texts)
+    ]
+    lines += [
+        "90,seen twice,1.0,Gab,0",
+        "91,seen twice,0.0,redditMicroagressions,0",
+        "92, seen twice ,0.0,Gab,0",
+    ]
     files({"marco/sbf_dev.csv": SBF + "\n".join(lines) + "\n"})
     rows = public.sbf().set_index("text")
     assert (rows.split[texts[1::2]] == "eval").all()
     assert rows.split["seen twice"] == "eval"
     others = rows.split[texts[0::2]]
-    assert others.tolist() == [public.split_of(text, "sbf") for text in texts[0::2]] and set(others) > {"train"}
+    assert others.tolist() == [public.split_of(text, "sbf") for text in texts[0::2]] and set(others) > {
+        "train"
+    }
     assert public.split_of("seen twice", "sbf") != "eval"  # else the row above shows nothing
 
 
 def test_dynahate_labels_and_missing_ones(files):
-    files({"marco/dynahate_dev.csv": 'Unnamed: 0,text,label,type\n1,"a, b",hate,x\n2,kind words,nothate,\n3,no label,,x\n4,,hate,x\n5,"two\nlines",hate,x\n'})
+    files(
+        {
+            "marco/dynahate_dev.csv": 'Unnamed: 0,text,label,type\n1,"a, b",hate,x\n2,kind words,nothate,\n3,no label,,x\n4,,hate,x\n5,"two\nlines",hate,x\n'
+        }
+    )
     rows = public.dynahate()
-    assert list(zip(rows.text, rows.label, strict=True)) == [("a, b", 1), ("kind words", 0), ("two\nlines", 1)]
+    assert list(zip(rows.text, rows.label, strict=True)) == [
+        ("a, b", 1),
+        ("kind words", 0),
+        ("two\nlines", 1),
+    ]
 
 
 def test_paradetox_irregular_tabs_and_quotes(files):
@@ -331,16 +392,24 @@ def test_paradetox_irregular_tabs_and_quotes(files):
         }
     )
     rows = public.paradetox()
-    pairs = [('he is "a fool', 'he is "unwise'), ("two fields", "enough"), ("padded", "too"), ("last", "line")]
+    pairs = [
+        ('he is "a fool', 'he is "unwise'),
+        ("two fields", "enough"),
+        ("padded", "too"),
+        ("last", "line"),
+    ]
     assert list(zip(rows.text[rows.label == 1], rows.text[rows.label == 0], strict=True)) == pairs
-    assert rows.split.tolist() == [public.split_of(toxic, "paradetox") for toxic, _ in pairs for _ in range(2)]  # both sides by the toxic one
+    assert rows.split.tolist() == [
+        public.split_of(toxic, "paradetox") for toxic, _ in pairs for _ in range(2)
+    ]  # both sides by the toxic one
 
 
 def test_challenge_prompts_and_wikitext(files):
     prompts = ['with "quotes"', "é😀", "line\nbreak"]
     files(
         {
-            "rtp/challenge_prompts.jsonl": "\n".join(json.dumps({"prompt": p, "other": 1}) for p in prompts) + "\n\n",
+            "rtp/challenge_prompts.jsonl": "\n".join(json.dumps({"prompt": p, "other": 1}) for p in prompts)
+            + "\n\n",
             "wikitext2/wiki.test.raw": " \n = Title = \n \n A first @-@ rate line , here . \n = = Section = = \n Another . \n",
             "wikitext2/wiki.valid.tokens": " = T = \n It 's <unk> . \n",
         }
@@ -353,21 +422,33 @@ def test_challenge_prompts_and_wikitext(files):
 def test_near_duplicates_stay_on_one_side(files):
     """Rows of train that repeat an evaluation row (also of another source) go; the evaluation row stays."""
     pool = [f"w{i} x{i} y{i} z{i} u{i} v{i}" for i in range(400)]
-    texts = {split: [t for t in pool if public.split_of(t, "jigsaw") == split] for split in ("eval", "dev", "train")}
+    texts = {
+        split: [t for t in pool if public.split_of(t, "jigsaw") == split]
+        for split in ("eval", "dev", "train")
+    }
     by = {split: iter(texts[split]) for split in texts}
 
     def near(base: str, split: str, source: str) -> str:
         """A text that shares most shingles with ``base`` and falls into ``split``."""
-        return next(t for t in (f"{base} tail{i}" for i in range(1000)) if public.split_of(t, source) == split)
+        return next(
+            t for t in (f"{base} tail{i}" for i in range(1000)) if public.split_of(t, source) == split
+        )
 
     evaluation, dev, train = next(by["eval"]), next(by["dev"]), next(by["train"])
-    leaks = [near(evaluation, "train", "jigsaw"), near(evaluation, "dev", "jigsaw"), near(dev, "train", "jigsaw"), evaluation.upper() + "!" * 9]
+    leaks = [
+        near(evaluation, "train", "jigsaw"),
+        near(evaluation, "dev", "jigsaw"),
+        near(dev, "train", "jigsaw"),
+        evaluation.upper() + "!" * 9,
+    ]
     leaks = [t for t in leaks if public.split_of(t, "jigsaw") != "eval"]
     foreign = near(evaluation, "train", "dynahate")
     kept = [evaluation, dev, train, next(by["train"])]
     files(
         {
-            "jigsaw/balanced.csv": "".join(f"{t},{i % 2}\n" for i, t in enumerate([*kept, *leaks, train])),  # train: an exact repeat, too
+            "jigsaw/balanced.csv": "".join(
+                f"{t},{i % 2}\n" for i, t in enumerate([*kept, *leaks, train])
+            ),  # train: an exact repeat, too
             "marco/dynahate_dev.csv": f"text,label\n{foreign},hate\nsomething else altogether,nothate\n",
         }
     )
@@ -384,18 +465,30 @@ def test_near_duplicates_stay_on_one_side(files):
 def test_near_duplicates_by_hand():
     of = ["The quick brown fox jumps over the lazy dog", "short one"]
     found = near_duplicates.near_duplicates(
-        ["the QUICK brown fox, jumps over a wall", "a quick brown fox leaps over the lazy dog", "Short one!", "one short", "dog lazy the over"], of=of
+        [
+            "the QUICK brown fox, jumps over a wall",
+            "a quick brown fox leaps over the lazy dog",
+            "Short one!",
+            "one short",
+            "dog lazy the over",
+        ],
+        of=of,
     )
     assert found.tolist() == [True, False, True, False, False]
 
 
-@given(st.lists(st.text(alphabet="ab c", max_size=20), max_size=6), st.lists(st.text(alphabet="ab c", max_size=20), max_size=6))
+@given(
+    st.lists(st.text(alphabet="ab c", max_size=20), max_size=6),
+    st.lists(st.text(alphabet="ab c", max_size=20), max_size=6),
+)
 def test_near_duplicates_properties(a, b):
     marks = near_duplicates.near_duplicates(a, of=b)
     assert marks.dtype == bool and len(marks) == len(a)
     assert near_duplicates.near_duplicates(a, of=a).all()
     assert not near_duplicates.near_duplicates(a, of=[]).any()
-    assert (near_duplicates.near_duplicates(a, of=[*b, "zz"]) >= marks).all()  # more to compare with marks no less
+    assert (
+        near_duplicates.near_duplicates(a, of=[*b, "zz"]) >= marks
+    ).all()  # more to compare with marks no less
     assert (near_duplicates.near_duplicates([t.upper() + "!" for t in a], of=b) == marks).all()
 
 
@@ -424,7 +517,12 @@ def test_detokenise(raw, plain):
     assert public.detokenise(raw) == plain
 
 
-@given(st.lists(st.sampled_from(["word", "a", "B2", ",", ".", "(", ")", '"', "'s", "@-@", "@,@", "%", "é"]), max_size=15).map(" ".join))
+@given(
+    st.lists(
+        st.sampled_from(["word", "a", "B2", ",", ".", "(", ")", '"', "'s", "@-@", "@,@", "%", "é"]),
+        max_size=15,
+    ).map(" ".join)
+)
 def test_detokenise_touches_spaces_only(text):
     def letters(s: str) -> str:
         return s.replace(" ", "").replace("@-@", "-").replace("@,@", ",")

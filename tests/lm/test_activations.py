@@ -40,7 +40,9 @@ def cache(tmp_path, monkeypatch):
 def ending(lively_lm, prompts, monkeypatch):
     """The model with an end-of-text token that some rows reach early."""
     plain = generate(lively_lm, prompts, new_tokens=NEW)
-    monkeypatch.setattr(lively_lm.model.generation_config, "eos_token_id", [0, int(plain.ids[0, 4]), int(plain.ids[2, 2])])
+    monkeypatch.setattr(
+        lively_lm.model.generation_config, "eos_token_id", [0, int(plain.ids[0, 4]), int(plain.ids[2, 2])]
+    )
     return lively_lm
 
 
@@ -54,7 +56,16 @@ def random_gemma(lm, config_class, model_class):
     ends = {"vocab_size": 257, "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = model_class(config_class(num_hidden_layers=3, hidden_size=32, intermediate_size=48, max_position_embeddings=128, **heads, **ends)).eval()
+        model = model_class(
+            config_class(
+                num_hidden_layers=3,
+                hidden_size=32,
+                intermediate_size=48,
+                max_position_embeddings=128,
+                **heads,
+                **ends,
+            )
+        ).eval()
         with torch.no_grad():
             for name, parameter in model.named_parameters():
                 parameter.mul_(10) if parameter.ndim == 2 else parameter.copy_(torch.randn(parameter.shape))
@@ -67,7 +78,9 @@ def random_gemma(lm, config_class, model_class):
 # --- writing and reading
 
 
-@pytest.mark.parametrize(("convert", "tolerance"), [(lambda lm: lm, 1e-5), (double, 1e-12)], ids=["fp32", "fp64"])
+@pytest.mark.parametrize(
+    ("convert", "tolerance"), [(lambda lm: lm, 1e-5), (double, 1e-12)], ids=["fp32", "fp64"]
+)
 def test_reading_ones_own_text_is_writing_it(ending, prompts, cache, convert, tolerance):
     lm, task = convert(ending), Task(prompts, NEW, 12, batch_size=3)
     text, written = recording.write(lm, task)
@@ -97,8 +110,13 @@ def test_reading_counts_the_positions_that_predict_and_no_others(ending, prompts
     other = generate(lm, prompts[3:6], new_tokens=NEW)  # a text the model would not have written here
     found = recording.read(lm, task, other)
     seen, expected = [], []
-    handles = [m.register_forward_pre_hook(lambda _m, args: seen.append(args[0][0].double())) for m in anatomy.neuron_sites(lm).values()]
-    for prompt, ids, mask in zip(tokens.encode(lm.tokenizer, task.prompts, 12), other.ids, other.mask, strict=True):
+    handles = [
+        m.register_forward_pre_hook(lambda _m, args: seen.append(args[0][0].double()))
+        for m in anatomy.neuron_sites(lm).values()
+    ]
+    for prompt, ids, mask in zip(
+        tokens.encode(lm.tokenizer, task.prompts, 12), other.ids, other.mask, strict=True
+    ):
         seen.clear()
         with torch.no_grad():
             lm.model(torch.tensor([prompt + ids[mask].tolist()]))
@@ -129,9 +147,17 @@ def test_stored_runs_are_not_run_again(ending, prompts, cache, monkeypatch):
     try:
         for again in (task, dataclasses.replace(task, batch_size=2)):
             stored, sums = recording.write(ending, again)
-            assert torch.equal(stored.ids, text.ids) and torch.equal(stored.mask, text.mask) and stored.texts == text.texts
+            assert (
+                torch.equal(stored.ids, text.ids)
+                and torch.equal(stored.mask, text.mask)
+                and stored.texts == text.texts
+            )
             for found, expected in ((sums, written), (recording.read(ending, again, stored), read)):
-                assert torch.equal(found.total, expected.total) and torch.equal(found.count, expected.count) and found.prompts == expected.prompts
+                assert (
+                    torch.equal(found.total, expected.total)
+                    and torch.equal(found.count, expected.count)
+                    and found.prompts == expected.prompts
+                )
         changed = {"prompts": ["b", *prompts[1:]]}, {"new_tokens": NEW + 1}, {"max_prompt_tokens": 4}
         for other in (dataclasses.replace(task, **change) for change in changed):
             with pytest.raises(RuntimeError, match="run again"):
@@ -139,7 +165,9 @@ def test_stored_runs_are_not_run_again(ending, prompts, cache, monkeypatch):
             with pytest.raises(RuntimeError, match="run again"):
                 recording.read(ending, other, text)
         with pytest.raises(RuntimeError, match="run again"):
-            recording.read(ending, task, dataclasses.replace(text, ids=text.ids.flip(0), mask=text.mask.flip(0)))
+            recording.read(
+                ending, task, dataclasses.replace(text, ids=text.ids.flip(0), mask=text.mask.flip(0))
+            )
         with pytest.raises(RuntimeError, match="run again"):
             recording.write(dataclasses.replace(ending, fingerprint="other weights"), task)
     finally:
@@ -166,7 +194,9 @@ def test_blocks_part_the_prompts(ending, prompts, monkeypatch):
     run = generate(ending, prompts, new_tokens=NEW, recorder=recorder, batch_size=2)
     assert torch.equal(Recorder(ending, len(prompts)).block, recorder.block)  # the same for both models
     assert torch.equal(torch.get_rng_state(), state)
-    assert torch.equal(recorder.sums.count, torch.zeros(3, dtype=torch.long).index_add_(0, recorder.block, run.mask.sum(-1)))
+    assert torch.equal(
+        recorder.sums.count, torch.zeros(3, dtype=torch.long).index_add_(0, recorder.block, run.mask.sum(-1))
+    )
     assert recorder.sums.count.sum() == run.mask.sum()
 
 
@@ -181,7 +211,9 @@ def test_blocks_have_like_sizes(tiny_llama, n):
 @given(st.integers(0, 10_000), st.integers(1, 6), st.floats(0.1, 9))
 def test_weights_count_blocks(seed, n, factor):
     generator = torch.Generator().manual_seed(seed)
-    sums = Sums(torch.randn(n, 2, 3, generator=generator).double(), torch.randint(1, 9, (n,), generator=generator), n)
+    sums = Sums(
+        torch.randn(n, 2, 3, generator=generator).double(), torch.randint(1, 9, (n,), generator=generator), n
+    )
     weight = torch.randint(0, 3, (n,), generator=generator).float()
     weight[0] += 1
     repeated = torch.arange(n).repeat_interleave(weight.long())
@@ -205,7 +237,10 @@ def test_hooks_are_gone_after_an_exception(lively_lm, error):
 
 
 def test_a_bridged_model_is_recorded_behind_its_hook_points(lively_lm, prompts):
-    lm, plain = dataclasses.replace(lively_lm, model=copy.deepcopy(lively_lm.model)), Recorder(lively_lm, len(prompts))
+    lm, plain = (
+        dataclasses.replace(lively_lm, model=copy.deepcopy(lively_lm.model)),
+        Recorder(lively_lm, len(prompts)),
+    )
     view, expected = anatomy.bridge(lm), generate(lively_lm, prompts, new_tokens=NEW, recorder=plain)
     recorder = Recorder(lm, len(prompts))
     assert torch.equal(generate(lm, prompts, new_tokens=NEW, recorder=recorder).ids, expected.ids)
@@ -222,19 +257,30 @@ def test_a_bridged_model_is_recorded_behind_its_hook_points(lively_lm, prompts):
 
 
 @pytest.mark.parametrize("bridged", [False, True], ids=["plain", "bridged"])
-@pytest.mark.parametrize("classes", [(Gemma2Config, Gemma2ForCausalLM), (Gemma3TextConfig, Gemma3ForCausalLM)], ids=["gemma2", "gemma3"])
+@pytest.mark.parametrize(
+    "classes",
+    [(Gemma2Config, Gemma2ForCausalLM), (Gemma3TextConfig, Gemma3ForCausalLM)],
+    ids=["gemma2", "gemma3"],
+)
 def test_through_the_norm_neurons_add_up_to_what_is_written(tiny_llama, prompts, cache, classes, bridged):
     lm = random_gemma(tiny_llama, *classes)
     if bridged:
         anatomy.bridge(lm)
     task, seen = Task(prompts, NEW, 12), {True: [], False: []}
-    direction = torch.nn.functional.normalize(torch.randn(32, generator=torch.Generator().manual_seed(1)), dim=0)
+    direction = torch.nn.functional.normalize(
+        torch.randn(32, generator=torch.Generator().manual_seed(1)), dim=0
+    )
     lm.model.generation_config.eos_token_id = [0, int(generate(lm, prompts, new_tokens=NEW).ids[0, 4])]
     text, _ = recording.write(lm, task)
     assert not text.mask.all()
-    sites = {True: [layer.post_feedforward_layernorm for layer in lm.model.model.layers], False: [layer.mlp for layer in lm.model.model.layers]}
+    sites = {
+        True: [layer.post_feedforward_layernorm for layer in lm.model.model.layers],
+        False: [layer.mlp for layer in lm.model.model.layers],
+    }
     handles = [
-        module.register_forward_hook(lambda _m, _a, out, through=through: seen[through].append(out.double() @ direction.double()))
+        module.register_forward_hook(
+            lambda _m, _a, out, through=through: seen[through].append(out.double() @ direction.double())
+        )
         for through, modules in sites.items()
         for module in modules
     ]
@@ -253,9 +299,13 @@ def test_through_the_norm_neurons_add_up_to_what_is_written(tiny_llama, prompts,
 
 
 def test_models_without_such_a_norm_do_not_care(lively_lm, prompts):
-    with_norm, without = (Recorder(lively_lm, len(prompts), through_norm=through) for through in (True, False))
+    with_norm, without = (
+        Recorder(lively_lm, len(prompts), through_norm=through) for through in (True, False)
+    )
     for recorder in (with_norm, without):
         generate(lively_lm, prompts, new_tokens=3, recorder=recorder)
     assert torch.equal(with_norm.sums.total, without.sums.total)
     direction = torch.ones(32)
-    assert torch.equal(neurons.projected(lively_lm, direction), neurons.projected(lively_lm, direction, through_norm=False))
+    assert torch.equal(
+        neurons.projected(lively_lm, direction), neurons.projected(lively_lm, direction, through_norm=False)
+    )

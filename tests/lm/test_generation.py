@@ -33,15 +33,24 @@ def ends_early(lm, prompts, monkeypatch):
     return plain, ends
 
 
-@pytest.mark.parametrize("sampling", [None, Sampling(seed=3), Sampling(seed=3, temperature=0.7, top_p=0.5)], ids=["greedy", "sampled", "cool"])
+@pytest.mark.parametrize(
+    "sampling",
+    [None, Sampling(seed=3), Sampling(seed=3, temperature=0.7, top_p=0.5)],
+    ids=["greedy", "sampled", "cool"],
+)
 def test_batched_equals_one_by_one(lively_lm, prompts, sampling, monkeypatch):
     ends_early(lively_lm, prompts, monkeypatch)
-    runs = [generate(lively_lm, prompts, new_tokens=NEW, sampling=sampling, batch_size=size) for size in (64, 3, 1)]
+    runs = [
+        generate(lively_lm, prompts, new_tokens=NEW, sampling=sampling, batch_size=size)
+        for size in (64, 3, 1)
+    ]
     for run in runs[:2]:
         assert torch.equal(run.ids, runs[2].ids)
         assert torch.equal(run.mask, runs[2].mask)
         assert run.texts == runs[2].texts
-    assert len({tuple(row) for row in runs[0].ids.tolist()}) >= len(prompts) - 1  # two may end at once, with the same token
+    assert (
+        len({tuple(row) for row in runs[0].ids.tolist()}) >= len(prompts) - 1
+    )  # two may end at once, with the same token
 
 
 def test_greedy_does_not_depend_on_the_other_prompts(lively_lm, prompts):
@@ -63,7 +72,10 @@ def test_a_shared_beginning_changes_nothing(lively_lm, prompts, sampling, monkey
 
 def test_equal_prompts_keep_a_token_of_their_own(lively_lm):
     asked = ["Continue, please, this sentence:"] * 2
-    assert generate(lively_lm, asked, new_tokens=3).texts == generate(lively_lm, asked[:1], new_tokens=3).texts * 2
+    assert (
+        generate(lively_lm, asked, new_tokens=3).texts
+        == generate(lively_lm, asked[:1], new_tokens=3).texts * 2
+    )
 
 
 def test_greedy_equals_hugging_face(lively_lm, prompts, monkeypatch):
@@ -71,7 +83,13 @@ def test_greedy_equals_hugging_face(lively_lm, prompts, monkeypatch):
     ours = generate(lively_lm, prompts, new_tokens=NEW)
     batch = tokens.pad(tokens.encode(lively_lm.tokenizer, prompts), "left")
     theirs = lively_lm.model.generate(
-        batch.ids, attention_mask=batch.mask.long(), do_sample=False, max_new_tokens=NEW, min_new_tokens=0, pad_token_id=0, eos_token_id=lively_lm.eos_ids
+        batch.ids,
+        attention_mask=batch.mask.long(),
+        do_sample=False,
+        max_new_tokens=NEW,
+        min_new_tokens=0,
+        pad_token_id=0,
+        eos_token_id=lively_lm.eos_ids,
     )[:, batch.ids.shape[1] :]
     for row, kept, reference in zip(ours.ids, ours.mask, theirs, strict=True):
         n = int(kept.sum())
@@ -127,10 +145,15 @@ def test_activation_sums_equal_teacher_forcing(lively_lm, prompts, monkeypatch):
     expected, seen = torch.zeros_like(recorder.sums.total[0]), {}
     sites = neuron_sites(lively_lm).values()
     handles = [
-        module.register_forward_pre_hook(lambda _m, args, layer=layer: seen.__setitem__(layer, args[0][0].double())) for layer, module in enumerate(sites)
+        module.register_forward_pre_hook(
+            lambda _m, args, layer=layer: seen.__setitem__(layer, args[0][0].double())
+        )
+        for layer, module in enumerate(sites)
     ]
     try:
-        for prompt, ids, mask in zip(tokens.encode(lively_lm.tokenizer, prompts), run.ids, run.mask, strict=True):
+        for prompt, ids, mask in zip(
+            tokens.encode(lively_lm.tokenizer, prompts), run.ids, run.mask, strict=True
+        ):
             with torch.no_grad():
                 lively_lm.model(torch.tensor([prompt + ids[mask].tolist()]))
             for layer, activations in seen.items():
@@ -150,7 +173,9 @@ def test_capturing_changes_nothing_and_leaves_no_hooks(lively_lm, prompts):
     before = hook_count(lively_lm)
     for sampling in (None, Sampling(seed=1)):
         plain = generate(lively_lm, prompts, new_tokens=NEW, sampling=sampling)
-        captured = generate(lively_lm, prompts, new_tokens=NEW, sampling=sampling, recorder=Recorder(lively_lm, len(prompts)))
+        captured = generate(
+            lively_lm, prompts, new_tokens=NEW, sampling=sampling, recorder=Recorder(lively_lm, len(prompts))
+        )
         assert torch.equal(plain.ids, captured.ids)
     assert hook_count(lively_lm) == before
 
@@ -173,7 +198,9 @@ def test_hooks_are_gone_after_an_error(lively_lm, prompts):
 
 
 def test_seed_decides(lively_lm, prompts):
-    one, again, other = (generate(lively_lm, prompts, new_tokens=NEW, sampling=Sampling(seed)) for seed in (1, 1, 2))
+    one, again, other = (
+        generate(lively_lm, prompts, new_tokens=NEW, sampling=Sampling(seed)) for seed in (1, 1, 2)
+    )
     assert torch.equal(one.ids, again.ids)
     assert one.texts == again.texts
     assert all((a != b).any() for a, b in zip(one.ids, other.ids, strict=True))
@@ -191,7 +218,9 @@ def test_random_state_of_torch_is_left_alone(tiny, prompts):
 
 
 def test_sampling_at_low_temperature_is_greedy(lively_lm, prompts):
-    cold = generate(lively_lm, prompts, new_tokens=NEW, sampling=Sampling(seed=5, temperature=1e-4, top_p=1.0))
+    cold = generate(
+        lively_lm, prompts, new_tokens=NEW, sampling=Sampling(seed=5, temperature=1e-4, top_p=1.0)
+    )
     assert torch.equal(cold.ids, generate(lively_lm, prompts, new_tokens=NEW).ids)
 
 
@@ -207,7 +236,11 @@ def frequencies(probability: list[float], sampling: Sampling) -> np.ndarray:
     ("temperature", "top_p", "expected"),
     [
         (1.0, 1.0, [0.15, 0.5, 0.1, 0.25]),
-        (1.0, 0.8, [0.15 / 0.9, 0.5 / 0.9, 0, 0.25 / 0.9]),  # .5 + .25 is too little, .5 + .25 + .15 is enough
+        (
+            1.0,
+            0.8,
+            [0.15 / 0.9, 0.5 / 0.9, 0, 0.25 / 0.9],
+        ),  # .5 + .25 is too little, .5 + .25 + .15 is enough
         (1.0, 0.7, [0, 2 / 3, 0, 1 / 3]),
         (1.0, 0.4, [0, 1, 0, 0]),
         (1.0, 0.0, [0, 1, 0, 0]),
@@ -242,13 +275,18 @@ def test_draw_from_a_tiny_nucleus_is_argmax(logits, u):
 def test_a_shortlist_changes_no_draw(monkeypatch, top_p):
     """Flat and peaked distributions, with ties at the end of the shortlist."""
     generator = torch.Generator().manual_seed(0)
-    logits = torch.randn(400, 60, generator=generator, dtype=torch.float64) * torch.linspace(0.1, 6, 400, dtype=torch.float64)[:, None]
+    logits = (
+        torch.randn(400, 60, generator=generator, dtype=torch.float64)
+        * torch.linspace(0.1, 6, 400, dtype=torch.float64)[:, None]
+    )
     logits[::2] = logits[::2].round()
     u = torch.rand(400, generator=generator)
     whole = draw(logits, Sampling(0, top_p=top_p), u)
     for size in (1, 5, 20):
         monkeypatch.setattr(generation, "SHORTLIST", size)
-        rows = [draw(logits[i : i + 1], Sampling(0, top_p=top_p), u[i : i + 1]) for i in range(400)]  # each with or without a full sort
+        rows = [
+            draw(logits[i : i + 1], Sampling(0, top_p=top_p), u[i : i + 1]) for i in range(400)
+        ]  # each with or without a full sort
         assert torch.equal(torch.cat(rows), whole)
 
 
@@ -261,14 +299,21 @@ def test_draw_from_the_largest_uniform_number():
 
 
 def test_noise_belongs_to_prompt_and_seed():
-    noise = generation._noise([0, 1, 2], 5, Sampling(seed=7))
-    assert torch.equal(generation._noise([2, 0], 5, Sampling(seed=7)), noise[[2, 0]])
+    noise = generation.uniform([0, 1, 2], 5, Sampling(seed=7))
+    assert torch.equal(generation.uniform([2, 0], 5, Sampling(seed=7)), noise[[2, 0]])
     assert not torch.equal(noise[0], noise[1])
-    assert not torch.equal(generation._noise([0], 5, Sampling(seed=8)), noise[:1])
+    assert not torch.equal(generation.uniform([0], 5, Sampling(seed=8)), noise[:1])
 
 
 def test_real_model_batched_equals_one_by_one(embedded_lm):
-    texts = ["The weather today is", "You", "In 1969 the crew of Apollo 11", "I can't believe that he", "Once upon a time, in a land far away,", "2 + 2 ="]
+    texts = [
+        "The weather today is",
+        "You",
+        "In 1969 the crew of Apollo 11",
+        "I can't believe that he",
+        "Once upon a time, in a land far away,",
+        "2 + 2 =",
+    ]
     assert next(embedded_lm.model.parameters()).dtype == torch.float32
     together = generate(embedded_lm, texts, new_tokens=8)
     single = [generate(embedded_lm, [text], new_tokens=8) for text in texts]

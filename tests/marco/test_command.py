@@ -33,7 +33,10 @@ CHOSEN = {"threshold": 0.03, "alpha_expert": 3.0, "alpha_anti": 1.5, "temperatur
 @pytest.fixture
 def tiny_experts(tiny_llama, tmp_path):
     """A tiny model with three adapters of random weights, which are also saved in a folder."""
-    denoiser = adapter_training.attach(dataclasses.replace(tiny_llama, model=copy.deepcopy(tiny_llama.model)), adapter_training.AdapterConfig(rank=2, alpha=2))
+    denoiser = adapter_training.attach(
+        dataclasses.replace(tiny_llama, model=copy.deepcopy(tiny_llama.model)),
+        adapter_training.AdapterConfig(rank=2, alpha=2),
+    )
     for role in (EXPERT, ANTI_EXPERT):
         denoiser.model.add_adapter(role, denoiser.model.peft_config[BASE])
     generator = torch.Generator().manual_seed(5)
@@ -46,21 +49,27 @@ def tiny_experts(tiny_llama, tmp_path):
 
 @pytest.fixture
 def rewriter(tiny_experts):
-    return Rewriter(tiny_experts, Settings(Masking(1.0, relative=True), alpha_expert=3.0, alpha_anti=1.5, temperature=2.5))
+    return Rewriter(
+        tiny_experts, Settings(Masking(1.0, relative=True), alpha_expert=3.0, alpha_anti=1.5, temperature=2.5)
+    )
 
 
 @pytest.fixture
 def shipped_folder(tiny_experts, tmp_path, monkeypatch):
     """A folder with the tiny adapters and settings, in the place of ``data/adapters``."""
     folder = tmp_path / "adapters"
-    (folder / "settings.json").write_text(json.dumps({"rule": "none", "chosen": CHOSEN, "cautious": 0.5}), encoding="utf-8")
+    (folder / "settings.json").write_text(
+        json.dumps({"rule": "none", "chosen": CHOSEN, "cautious": 0.5}), encoding="utf-8"
+    )
     plain = loading.shipped
     monkeypatch.setattr(loading, "shipped", lambda lm, at=folder: plain(lm, at))
     return folder
 
 
 def test_adapters_come_back_as_saved(tiny_experts, tiny_llama, tmp_path):
-    loaded = loading.load(dataclasses.replace(tiny_llama, model=copy.deepcopy(tiny_llama.model)), tmp_path / "adapters")
+    loaded = loading.load(
+        dataclasses.replace(tiny_llama, model=copy.deepcopy(tiny_llama.model)), tmp_path / "adapters"
+    )
     source, target = [[70, 71, 72]], [[70]]
     before, after = (next(d.next_logits(ROLES, source, target)) for d in (tiny_experts, loaded))
     assert torch.allclose(before, after, atol=2e-3 * float(before.abs().max()))
@@ -72,16 +81,24 @@ def test_missing_or_foreign_adapters_are_one_sentence(tiny_experts, tiny_llama, 
         loading.load(tiny_llama, tmp_path)
     (tmp_path / "adapters" / "expert" / "adapter_model.safetensors").write_bytes(b"broken")
     with pytest.raises(CompanionError, match="do not fit the model"):
-        loading.load(dataclasses.replace(tiny_llama, model=copy.deepcopy(tiny_llama.model)), tmp_path / "adapters")
+        loading.load(
+            dataclasses.replace(tiny_llama, model=copy.deepcopy(tiny_llama.model)), tmp_path / "adapters"
+        )
 
 
 def weights(experts) -> dict[str, torch.Tensor]:
-    return {name: parameter.detach() for name, parameter in experts.denoiser.model.named_parameters() if "lora_" in name}
+    return {
+        name: parameter.detach()
+        for name, parameter in experts.denoiser.model.named_parameters()
+        if "lora_" in name
+    }
 
 
 def test_shipped_experts_have_the_chosen_settings(shipped_folder, tiny_experts):
     found = loading.of(profiles.load("smoke", experts="shipped"))
-    usual, cautious = (Settings(masking.ours(t), alpha_expert=3.0, alpha_anti=1.5, temperature=2.5) for t in (0.03, 0.5))
+    usual, cautious = (
+        Settings(masking.ours(t), alpha_expert=3.0, alpha_anti=1.5, temperature=2.5) for t in (0.03, 0.5)
+    )
     assert (found.settings, found.cautious) == (usual, cautious) == loading.chosen(shipped_folder)
     assert found.folder == shipped_folder
     source, target = [[70, 71, 72]], [[70]]
@@ -128,7 +145,11 @@ def test_published_experts_play_their_own_roles(monkeypatch):
     monkeypatch.setattr(loading.AutoModelForSeq2SeqLM, "from_pretrained", Named)
     monkeypatch.setattr(loading.AutoTokenizer, "from_pretrained", lambda name: tokenizer)
     found = loading.of(profiles.load("smoke", experts="bart"))
-    assert {role: model.name.split("-")[-1] for role, model in found.denoiser.models.items()} == {BASE: "base", EXPERT: "expert", ANTI_EXPERT: "antiexpert"}
+    assert {role: model.name.split("-")[-1] for role, model in found.denoiser.models.items()} == {
+        BASE: "base",
+        EXPERT: "expert",
+        ANTI_EXPERT: "antiexpert",
+    }
     assert "nontoxic" in found.denoiser.models[EXPERT].name
     assert found.settings == settings.PUBLISHED["microaggressions"] and found.folder is None
 
@@ -144,7 +165,17 @@ def test_experts_that_cannot_be_had_are_one_sentence(monkeypatch):
 
 
 BREAKS = ["a\u2028b\x0bc", "one\rtwo", "three\x85 four\r"]
-LINES = ["so it goes, my friend", "", "?!", "😀 ok #tag", "日本語の文です", "ان هذا", " indented  twice ", "x" * 300, *BREAKS]
+LINES = [
+    "so it goes, my friend",
+    "",
+    "?!",
+    "😀 ok #tag",
+    "日本語の文です",
+    "ان هذا",
+    " indented  twice ",
+    "x" * 300,
+    *BREAKS,
+]
 
 
 def test_lines_in_lines_out(rewriter):
@@ -197,7 +228,9 @@ def test_texts_come_from_argument_file_or_standard_input(tmp_path, monkeypatch):
         command.read("caf\udce9", None)
 
 
-LINE = st.text(st.characters(codec="utf-8", exclude_characters="\n\0\ufeff")).map(lambda line: line.rstrip("\r"))
+LINE = st.text(st.characters(codec="utf-8", exclude_characters="\n\0\ufeff")).map(
+    lambda line: line.rstrip("\r")
+)
 
 
 @given(st.lists(LINE), st.sampled_from(["\n", "\r\n"]), st.booleans(), st.booleans())
@@ -212,14 +245,19 @@ def test_lines_are_read_without_their_ends_and_the_mark_of_utf_8(lines, end, mar
 def test_rewriting_makes_no_noise(embedded_lm):
     """B18: no advice, bars or warnings of libraries, neither from loading nor from a text longer than an encoder reads."""
     code = "from companion.marco import command; [print(x) for x in command.rewritten(command.embedded(), ['?! ' * 400, 'you idiot'], as_json=True)]"
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, encoding="utf-8", check=True)
+    found = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, encoding="utf-8", check=True
+    )
     assert found.stderr == "" and len(found.stdout.splitlines()) == 2
 
 
 def test_the_tool_uses_the_shipped_experts(shipped_folder, monkeypatch):
     monkeypatch.setattr(models, "EMBEDDED", "tiny-llama")
     rewriter = command.embedded()
-    assert rewriter.settings == loading.chosen(shipped_folder)[0] and command.embedded(cautious=True).settings == loading.chosen(shipped_folder)[1]
+    assert (
+        rewriter.settings == loading.chosen(shipped_folder)[0]
+        and command.embedded(cautious=True).settings == loading.chosen(shipped_folder)[1]
+    )
     assert list(rewriter.denoiser.model.peft_config) == list(ROLES)
 
 

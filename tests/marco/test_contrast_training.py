@@ -14,7 +14,9 @@ from companion.marco.experts import adapter_training, contrast_training, corpus,
 from companion.marco.experts.contrast_training import EXPERTS, Corpus, Labelled
 from companion.marco.experts.noise import VARIED, Level, drawn
 
-CONFIG = adapter_training.AdapterConfig(rank=2, batch_size=6, warmup=2, contrast_steps=60, contrast_rate=2e-2, precision="no")
+CONFIG = adapter_training.AdapterConfig(
+    rank=2, batch_size=6, warmup=2, contrast_steps=60, contrast_rate=2e-2, precision="no"
+)
 ROWS = Corpus(
     [f"you are such a fool {w}" for w in "abcdefgh"],
     [f"you are such a friend {w}" for w in "ijklmnop"],
@@ -26,7 +28,9 @@ HELD = {"non-toxic": ["you are a friend too", "my friend a"], "toxic": ["you are
 
 @pytest.fixture
 def denoiser(tiny_llama):
-    found = adapter_training.attach(dataclasses.replace(tiny_llama, model=copy.deepcopy(tiny_llama.model)), CONFIG)
+    found = adapter_training.attach(
+        dataclasses.replace(tiny_llama, model=copy.deepcopy(tiny_llama.model)), CONFIG
+    )
     for k, role in enumerate(EXPERTS):
         found.model.add_adapter(role, found.model.peft_config[BASE])
         for name, p in found.model.named_parameters():
@@ -59,8 +63,12 @@ def test_loss_by_hand():
 def test_only_the_experts_learn(denoiser):
     denoiser.model.base_model.set_adapter(list(EXPERTS))
     contrast_training._step(denoiser, batch(denoiser), CONFIG)
-    moved = {name for name, p in denoiser.model.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
-    assert moved == {name for name, _ in denoiser.model.named_parameters() if any(f".{role}." in name for role in EXPERTS)}
+    moved = {
+        name for name, p in denoiser.model.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0
+    }
+    assert moved == {
+        name for name, _ in denoiser.model.named_parameters() if any(f".{role}." in name for role in EXPERTS)
+    }
 
 
 def test_gradients_do_not_depend_on_how_a_batch_is_cut(denoiser, monkeypatch):
@@ -70,7 +78,13 @@ def test_gradients_do_not_depend_on_how_a_batch_is_cut(denoiser, monkeypatch):
         monkeypatch.setattr(adapter_training, "PART", size)
         denoiser.model.zero_grad()
         contrast_training._step(denoiser, rows, CONFIG)
-        return torch.cat([p.grad.flatten() for name, p in denoiser.model.named_parameters() if any(f".{role}." in name for role in EXPERTS)])
+        return torch.cat(
+            [
+                p.grad.flatten()
+                for name, p in denoiser.model.named_parameters()
+                if any(f".{role}." in name for role in EXPERTS)
+            ]
+        )
 
     assert torch.allclose(gradients(10_000), gradients(1), atol=1e-5)
 
@@ -114,14 +128,21 @@ def test_parts_keep_order_and_size():
     rows = [Labelled(examples.Example([], [0] * n), 0) for n in (1, 2, 300, 5, 900, 1)]
     found = adapter_training.parts(rows, lambda row: len(row.example.target))
     assert [row for part in found for row in part] == rows
-    assert all(len(part) == 1 or len(part) * max(len(r.example.target) for r in part) <= adapter_training.PART for part in found)
+    assert all(
+        len(part) == 1 or len(part) * max(len(r.example.target) for r in part) <= adapter_training.PART
+        for part in found
+    )
     assert len(found) == 5
 
 
 def test_experts_learn_to_tell_apart_and_resume_to_the_same_bits(denoiser, tmp_path, monkeypatch):
     fresh = {name: p.detach().clone() for name, p in denoiser.model.named_parameters()}
     before = contrast_training._held_out(
-        denoiser, [[Labelled(e, k) for e in examples.corrupted(denoiser, HELD[n], 0)] for k, n in enumerate(adapter_training.CLASSES)]
+        denoiser,
+        [
+            [Labelled(e, k) for e in examples.corrupted(denoiser, HELD[n], 0)]
+            for k, n in enumerate(adapter_training.CLASSES)
+        ],
     )
     plain, calls = contrast_training.likelihoods, []
 

@@ -8,7 +8,12 @@ from hypothesis import strategies as st
 
 from companion.marco.evaluation import group_terms
 
-SENTENCES = st.lists(st.lists(st.sampled_from(["women", "train", "MEN", "late", "the", "x9", ",", "."]), max_size=6).map(" ".join), max_size=6)
+SENTENCES = st.lists(
+    st.lists(st.sampled_from(["women", "train", "MEN", "late", "the", "x9", ",", "."]), max_size=6).map(
+        " ".join
+    ),
+    max_size=6,
+)
 
 
 def test_a_kept_and_a_lost_group():
@@ -22,7 +27,9 @@ def test_a_kept_and_a_lost_group():
 
 
 def test_only_sentences_with_a_mention_count_for_the_control():
-    groups, others = group_terms.survival(["the car is red", "my garden is green"], ["the car is red", "my garden is green"])
+    groups, others = group_terms.survival(
+        ["the car is red", "my garden is green"], ["the car is red", "my garden is green"]
+    )
     assert len(groups.of) == len(others.of) == 0
 
 
@@ -37,7 +44,9 @@ def test_a_known_term_counts_if_the_sentence_has_it():
 def test_case_punctuation_and_repetition_change_nothing():
     groups, _ = group_terms.survival(["WOMEN, women and (women)"], ["all women"])
     assert groups.kept.tolist() == groups.of.tolist() == [1]
-    assert group_terms.survival(["no womenfolk here"], [""])[0].of.tolist() == []  # a whole word, not a part of one
+    assert (
+        group_terms.survival(["no womenfolk here"], [""])[0].of.tolist() == []
+    )  # a whole word, not a part of one
 
 
 def test_nothing_in_nothing_out():

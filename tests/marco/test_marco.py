@@ -34,7 +34,13 @@ from companion.marco.rewriting.rewriter import Rewrite, Rewriter, fill, penalise
 from companion.marco.rewriting.settings import Settings, alone, with_defects
 from companion.metrics import perplexity
 
-TEXTS = ["I am so fed up.", "You (really) are, you know!", "ok", "well-known don't f*** 😀 @you #tag https://a.b/c", "so it goes, and so it went"]
+TEXTS = [
+    "I am so fed up.",
+    "You (really) are, you know!",
+    "ok",
+    "well-known don't f*** 😀 @you #tag https://a.b/c",
+    "so it goes, and so it went",
+]
 
 
 def adapters(lm) -> PrefixDenoiser:
@@ -55,9 +61,22 @@ def bart() -> Seq2SeqDenoiser:
     """Three tiny random encoder-decoders over bytes."""
     tokenizer: PreTrainedTokenizerFast = tiny.byte_tokenizer()
     tokenizer.add_special_tokens({"mask_token": tiny.MARKS[0], "bos_token": tiny.MARKS[1]})
-    sizes = {"d_model": 16, "encoder_layers": 2, "decoder_layers": 2, "encoder_ffn_dim": 24, "decoder_ffn_dim": 24, "max_position_embeddings": 1024}
+    sizes = {
+        "d_model": 16,
+        "encoder_layers": 2,
+        "decoder_layers": 2,
+        "encoder_ffn_dim": 24,
+        "decoder_ffn_dim": 24,
+        "max_position_embeddings": 1024,
+    }
     heads = {"encoder_attention_heads": 2, "decoder_attention_heads": 2, "vocab_size": len(tokenizer)}
-    ends = {"bos_token_id": 258, "pad_token_id": 0, "eos_token_id": 0, "decoder_start_token_id": 0, "forced_eos_token_id": 0}
+    ends = {
+        "bos_token_id": 258,
+        "pad_token_id": 0,
+        "eos_token_id": 0,
+        "decoder_start_token_id": 0,
+        "forced_eos_token_id": 0,
+    }
     models = {}
     for seed, role in enumerate(ROLES):
         torch.manual_seed(seed)
@@ -76,12 +95,18 @@ def by_hand(denoiser, role: str, source: list[int], target: list[int]) -> torch.
         begun = [0, denoiser.tokenizer.bos_token_id]
         ids = torch.tensor([[denoiser.tokenizer.bos_token_id, *source, denoiser.end_id]])
         with torch.no_grad():
-            return denoiser.models[role](input_ids=ids, decoder_input_ids=torch.tensor([[*begun, *target]])).logits[0, -1]
+            return denoiser.models[role](
+                input_ids=ids, decoder_input_ids=torch.tensor([[*begun, *target]])
+            ).logits[0, -1]
     with torch.no_grad(), denoiser.model.disable_adapter():
-        cache = denoiser.model(input_ids=torch.tensor([[denoiser.end_id, *source]]), use_cache=True).past_key_values
+        cache = denoiser.model(
+            input_ids=torch.tensor([[denoiser.end_id, *source]]), use_cache=True
+        ).past_key_values
     denoiser.model.set_adapter(role)
     with torch.no_grad():
-        return denoiser.model(input_ids=torch.tensor([[denoiser.separator_id, *target]]), past_key_values=cache).logits[0, -1]
+        return denoiser.model(
+            input_ids=torch.tensor([[denoiser.separator_id, *target]]), past_key_values=cache
+        ).logits[0, -1]
 
 
 def test_trie_holds_each_beginning_once_and_every_sequence():
@@ -96,7 +121,11 @@ def test_trie_holds_each_beginning_once_and_every_sequence():
 
 def test_packed_and_batched_scores_equal_one_at_a_time(denoiser):
     sentences = [words.split(denoiser, text) for text in TEXTS]
-    rows = [(s.masked([j], denoiser.mask_id), s.ids[: w.tokens.start]) for s in sentences for j, w in enumerate(s.words)]
+    rows = [
+        (s.masked([j], denoiser.mask_id), s.ids[: w.tokens.start])
+        for s in sentences
+        for j, w in enumerate(s.words)
+    ]
     sources, targets = zip(*rows, strict=True)
     found = torch.cat(list(denoiser.next_logits((EXPERT, ANTI_EXPERT), sources, targets)), dim=1)
     assert found.shape[:2] == (2, len(rows))
@@ -137,7 +166,9 @@ def test_targets_that_are_dropped_leave_the_others_alone(denoiser):
         roles, sources, targets = ([some[i] for i in left] for some in (roles, sources, targets))
         for target in targets:
             target.append(66)
-        for role, source, target, row in zip(roles, sources, targets, decoding.step(torch.tensor([66] * len(left))), strict=True):
+        for role, source, target, row in zip(
+            roles, sources, targets, decoding.step(torch.tensor([66] * len(left))), strict=True
+        ):
             expected = by_hand(denoiser, role, source, target)
             assert torch.allclose(row, expected, atol=1e-4 * float(expected.abs().max()))
 
@@ -149,7 +180,10 @@ def test_surprise_is_the_sum_of_each_next_token(denoiser):
     for i, (source, target) in enumerate(zip(sources, targets, strict=True)):
         for r, role in enumerate((ANTI_EXPERT, BASE)):
             whole = [*target, denoiser.end_id]
-            expected = -sum(by_hand(denoiser, role, source, whole[:k]).log_softmax(-1)[token] for k, token in enumerate(whole))
+            expected = -sum(
+                by_hand(denoiser, role, source, whole[:k]).log_softmax(-1)[token]
+                for k, token in enumerate(whole)
+            )
             assert found[i, r].item() == pytest.approx(expected.item(), rel=1e-4)
 
 
@@ -162,8 +196,14 @@ def test_mixed_batches_have_the_gradients_of_each_adapter_alone(lively_llama):
     denoiser = adapters(lively_llama)
     sources, targets = [[70, 5, 72], [5, 71]], [[70, 71, 72], [73, 71]]
     denoiser.surprise((ANTI_EXPERT, BASE), sources, targets)[:, 0].sum().backward()
-    together = {name: p.grad.clone() for name, p in denoiser.model.named_parameters() if f".{ANTI_EXPERT}." in name}
-    assert all(p.grad is None or not p.grad.any() for name, p in denoiser.model.named_parameters() if f".{BASE}." in name)
+    together = {
+        name: p.grad.clone() for name, p in denoiser.model.named_parameters() if f".{ANTI_EXPERT}." in name
+    }
+    assert all(
+        p.grad is None or not p.grad.any()
+        for name, p in denoiser.model.named_parameters()
+        if f".{BASE}." in name
+    )
     denoiser.model.zero_grad()
     with as_peft_does():
         denoiser.surprise((ANTI_EXPERT,), sources, targets).sum().backward()
@@ -221,13 +261,21 @@ def test_divergences_equal_their_definitions():
 
 def test_divergence_of_each_word_is_that_of_its_blank(denoiser):
     sentences = [words.split(denoiser, text) for text in TEXTS]
-    found, odds = masking.divergences(denoiser, sentences), masking.divergences(denoiser, sentences, masking.log_odds)
+    found, odds = (
+        masking.divergences(denoiser, sentences),
+        masking.divergences(denoiser, sentences, masking.log_odds),
+    )
     for sentence, scores, own in zip(sentences, found, odds, strict=True):
         for j, word in enumerate(sentence.words):
             if not word.maskable:
                 assert np.isnan(scores[j]) and np.isnan(own[j])
                 continue
-            logits = [by_hand(denoiser, role, sentence.masked([j], denoiser.mask_id), sentence.ids[: word.tokens.start]) for role in (EXPERT, ANTI_EXPERT)]
+            logits = [
+                by_hand(
+                    denoiser, role, sentence.masked([j], denoiser.mask_id), sentence.ids[: word.tokens.start]
+                )
+                for role in (EXPERT, ANTI_EXPERT)
+            ]
             assert scores[j] == pytest.approx(masking.jensen_shannon(*logits).item(), abs=1e-4)
             spelled = [0.0, 0.0]  # the word that stands there, token by token
             for t in word.tokens:
@@ -243,11 +291,19 @@ def test_divergence_of_each_word_is_that_of_its_blank(denoiser):
 def test_words_blanked_together(denoiser):
     sentence = words.split(denoiser, "You're not thick, Anna; don't (ever) call me a big fat liar again!")
     spelled = [sentence.text[w.start : w.end] for w in sentence.words]
-    assert [[spelled[j] for j in blanks] for blanks in masking.together(sentence, 3)] == [["thick", "big"], ["Anna", "fat"], ["call", "liar"]]
+    assert [[spelled[j] for j in blanks] for blanks in masking.together(sentence, 3)] == [
+        ["thick", "big"],
+        ["Anna", "fat"],
+        ["call", "liar"],
+    ]
     assert masking.together(sentence, 1) == [sentence.content]
     assert masking.together(sentence, 9) == [[j] for j in sentence.content]
     assert masking.together(sentence) == [[j] for j, word in enumerate(sentence.words) if word.maskable]
-    assert masking.together(words.split(denoiser, "it isn't, is it?"), 3) == masking.together(words.split(denoiser, ""), 3) == []
+    assert (
+        masking.together(words.split(denoiser, "it isn't, is it?"), 3)
+        == masking.together(words.split(denoiser, ""), 3)
+        == []
+    )
 
 
 def test_each_word_of_a_group_is_scored_with_all_its_blanks(denoiser):
@@ -256,15 +312,24 @@ def test_each_word_of_a_group_is_scored_with_all_its_blanks(denoiser):
     found = masking.scores(denoiser, sentences, (masking.jensen_shannon, masking.log_odds), every=2)
     for i, sentence in enumerate(sentences):
         js, odds = (found[measure][i] for measure in (masking.jensen_shannon, masking.log_odds))
-        assert np.flatnonzero(~np.isnan(js)).tolist() == np.flatnonzero(~np.isnan(odds)).tolist() == sentence.content
+        assert (
+            np.flatnonzero(~np.isnan(js)).tolist()
+            == np.flatnonzero(~np.isnan(odds)).tolist()
+            == sentence.content
+        )
         for blanks in masking.together(sentence, 2):
             source = sentence.masked(blanks, denoiser.mask_id)
             for j in blanks:
                 spelled = []
                 for t in sentence.words[j].tokens:
-                    spelled.append([by_hand(denoiser, role, source, sentence.ids[:t]) for role in (EXPERT, ANTI_EXPERT)])
+                    spelled.append(
+                        [by_hand(denoiser, role, source, sentence.ids[:t]) for role in (EXPERT, ANTI_EXPERT)]
+                    )
                 assert js[j] == pytest.approx(masking.jensen_shannon(*spelled[0]).item(), abs=1e-4)
-                each = [masking.log_odds(*pair, torch.tensor(sentence.ids[t])).item() for t, pair in zip(sentence.words[j].tokens, spelled, strict=True)]
+                each = [
+                    masking.log_odds(*pair, torch.tensor(sentence.ids[t])).item()
+                    for t, pair in zip(sentence.words[j].tokens, spelled, strict=True)
+                ]
                 assert odds[j] == pytest.approx(sum(each), abs=1e-3)
 
 
@@ -273,7 +338,10 @@ def test_what_is_blanked_together_changes_the_masks(denoiser):
     text = "what utter rubbish, nobody ever heard such nonsense"
     settings = dataclasses.replace(SETTINGS, masking=masking.ours(0.0))
     for every in (None, 1, masking.EVERY):
-        rewrite = Rewriter(denoiser, dataclasses.replace(settings, masking=dataclasses.replace(settings.masking, every=every)))([text])[0]
+        rewrite = Rewriter(
+            denoiser,
+            dataclasses.replace(settings, masking=dataclasses.replace(settings.masking, every=every)),
+        )([text])[0]
         expected = masking.divergences(denoiser, [rewrite.sentence], masking.log_odds, every)[0]
         np.testing.assert_allclose(rewrite.divergence, expected, atol=1e-4)
         assert rewrite.masked == masking.choose(rewrite.divergence, settings.masking)
@@ -332,7 +400,12 @@ def test_rewrites_equal_a_loop_without_cache_or_batch(denoiser):
     for rewrite in checked:
         source, written = rewrite.sentence.masked(rewrite.masked, denoiser.mask_id), []
         while len(written) < 2 * len(rewrite.sentence.ids) + script.ROOM:
-            logits = torch.stack([by_hand(denoiser, r, s, written)[None] for r, s in zip(ROLES, (rewrite.sentence.ids, source, source), strict=True)])
+            logits = torch.stack(
+                [
+                    by_hand(denoiser, r, s, written)[None]
+                    for r, s in zip(ROLES, (rewrite.sentence.ids, source, source), strict=True)
+                ]
+            )
             scores = penalised(product(logits, settings.strengths), torch.tensor([written or [-1]]), 1.2)[0]
             scores[[i for i in denoiser.marks if i != denoiser.end_id]] = -torch.inf
             if int(scores.argmax()) == denoiser.end_id:
@@ -394,8 +467,12 @@ def test_pairs_get_the_same_noise():
     masked = 0
     for seed in range(200):
         a, b = noise.infilled_pair(first, second, -1, random.Random(seed))
-        assert [t for t in a if t < 80] == [t for t in b if t < 80]  # masks are -1: they stand in the same places, too
-        assert [t for t in a if t != -1] == [w[0] for w in first if w[0] in a] and [t for t in b if t != -1] == [w[0] for w in second if w[0] in b]
+        assert [t for t in a if t < 80] == [
+            t for t in b if t < 80
+        ]  # masks are -1: they stand in the same places, too
+        assert [t for t in a if t != -1] == [w[0] for w in first if w[0] in a] and [
+            t for t in b if t != -1
+        ] == [w[0] for w in second if w[0] in b]
         assert (90 in a) == (91 in a) == (80 in b)
         masked += 90 not in a
     assert masked / 200 > noise.DIFFERING_SHARE
@@ -407,8 +484,12 @@ def test_both_experts_meet_the_same_sources_where_a_pair_is_masked(lively_llama)
     denoiser = adapters(lively_llama)
     rows = [("you are a fool now", "you are a friend now"), ("ok then", "ok then")] * 30
     toxic, civil = (examples.corrupted_pairs(denoiser, rows, side, 5, noise.USUAL) for side in (0, 1))
-    assert [e.target for e in toxic] == [denoiser.encode(a).ids for a, _ in rows] and [e.target for e in civil] == [denoiser.encode(b).ids for _, b in rows]
-    assert all(a == b for a, b in zip(toxic[1::2], civil[1::2], strict=True))  # the same text twice: the same example
+    assert [e.target for e in toxic] == [denoiser.encode(a).ids for a, _ in rows] and [
+        e.target for e in civil
+    ] == [denoiser.encode(b).ids for _, b in rows]
+    assert all(
+        a == b for a, b in zip(toxic[1::2], civil[1::2], strict=True)
+    )  # the same text twice: the same example
     alike = [a.source == b.source for a, b in zip(toxic[::2], civil[::2], strict=True)]
     assert 0.4 < np.mean(alike) < 1
 
@@ -420,12 +501,16 @@ def test_training_resumes_to_the_same_bits(tiny_llama, tmp_path, monkeypatch):
 
     def run(folder):
         folder.mkdir(exist_ok=True)
-        denoiser = adapter_training.attach(dataclasses.replace(tiny_llama, model=copy.deepcopy(tiny_llama.model)), config)
+        denoiser = adapter_training.attach(
+            dataclasses.replace(tiny_llama, model=copy.deepcopy(tiny_llama.model)), config
+        )
 
         def corrupt(rows, seed):
             return examples.corrupted(denoiser, [texts[i] for i in rows], seed)
 
-        history = adapter_training.train(denoiser, BASE, texts, corrupt, {"held out": texts[:4]}, 60, 1e-2, config, folder)
+        history = adapter_training.train(
+            denoiser, BASE, texts, corrupt, {"held out": texts[:4]}, 60, 1e-2, config, folder
+        )
         return {n: p.detach().clone() for n, p in denoiser.model.named_parameters() if "lora_" in n}, history
 
     def stopping(*given):
@@ -474,7 +559,22 @@ def test_english_is_cut_by_sentences_and_words(some):
     assert documents.cut(" ".join(some)) == by_words(" ".join(some))
 
 
-RUNS = ["你们都", "😀", "。", "！」", "x", "a. b", " ", "\r", "\u2028", "é", "白" * 300, "y" * 900, "?!" * 200, " " * 500]
+RUNS = [
+    "你们都",
+    "😀",
+    "。",
+    "！」",
+    "x",
+    "a. b",
+    " ",
+    "\r",
+    "\u2028",
+    "é",
+    "白" * 300,
+    "y" * 900,
+    "?!" * 200,
+    " " * 500,
+]
 
 
 @given(st.lists(st.sampled_from(RUNS), max_size=90))
@@ -483,14 +583,22 @@ def test_text_without_spaces_is_cut_too(some):
     text = "".join(some)
     pieces = documents.cut(text)
     assert "".join(pieces) == text and all(pieces)
-    assert all(len(piece.strip().encode()) <= documents.LONG and len(piece.split()) <= documents.PIECE for piece in pieces)
+    assert all(
+        len(piece.strip().encode()) <= documents.LONG and len(piece.split()) <= documents.PIECE
+        for piece in pieces
+    )
     assert not any(documents.LINE_BREAK.search(piece.strip()) for piece in pieces)
 
 
 def test_sentences_without_spaces_are_pieces():
     """B32."""
     assert documents.cut("你好。他说「走！」我不走？好") == ["你好。", "他说「走！」", "我不走？", "好"]
-    assert documents.cut("see a.b.c/d!e, ok. Yes\rno\u2028so") == ["see a.b.c/d!e, ok.", " Yes", "\rno", "\u2028so"]
+    assert documents.cut("see a.b.c/d!e, ok. Yes\rno\u2028so") == [
+        "see a.b.c/d!e, ok.",
+        " Yes",
+        "\rno",
+        "\u2028so",
+    ]
 
 
 def test_the_rewriter_reads_no_more_than_a_piece_at_a_time():
@@ -511,7 +619,11 @@ def test_the_rewriter_reads_no_more_than_a_piece_at_a_time():
 def test_what_is_no_list_of_texts_is_one_sentence(denoiser, tiny_llama, wrong):
     """B12, B35."""
     rewriter, similarity = Rewriter(denoiser, SETTINGS), quality.Similarity()
-    calls = [rewriter, lambda texts: documents.rewrite(rewriter, texts), lambda texts: baselines.delete(denoiser, texts)]
+    calls = [
+        rewriter,
+        lambda texts: documents.rewrite(rewriter, texts),
+        lambda texts: baselines.delete(denoiser, texts),
+    ]
     calls += [lambda texts: baselines.ask(tiny_llama, texts), lambda texts: perplexity.nll(tiny_llama, texts)]
     calls += [lambda texts: similarity(texts, texts), lambda texts: quality.bleu(texts, texts)]
     for call in calls:
@@ -580,8 +692,13 @@ def test_similarity_is_one_for_equal_texts_and_ignores_order():
 
 def test_a_similarity_reads_equal_texts_once_and_pairs_each_with_its_own():
     same = quality.Similarity()
-    texts, others = ["a red bus", "a cold soup", "a red bus"], ["a cold soup", "a cold soup", "the bus is red"]
-    assert same(texts, others) == pytest.approx([float(same([a], [b])[0]) for a, b in zip(texts, others, strict=True)], abs=1e-5)
+    texts, others = (
+        ["a red bus", "a cold soup", "a red bus"],
+        ["a cold soup", "a cold soup", "the bus is red"],
+    )
+    assert same(texts, others) == pytest.approx(
+        [float(same([a], [b])[0]) for a, b in zip(texts, others, strict=True)], abs=1e-5
+    )
     assert same([], []).shape == (0,)
 
 
@@ -590,7 +707,11 @@ def token_similarity() -> quality.TokenSimilarity:
     return quality.TokenSimilarity()
 
 
-PAIRS = [("The train is late again.", "The bus is late again."), ("My soup is cold.", "What a lovely day it was in the garden!"), ("ok", "a " * 40)]
+PAIRS = [
+    ("The train is late again.", "The bus is late again."),
+    ("My soup is cold.", "What a lovely day it was in the garden!"),
+    ("ok", "a " * 40),
+]
 
 
 def test_token_similarity_is_one_for_equal_texts_and_symmetric(token_similarity):
@@ -604,7 +725,9 @@ def test_token_similarity_is_one_for_equal_texts_and_symmetric(token_similarity)
 def test_token_similarity_is_that_of_each_pair_alone(token_similarity):
     texts, others = map(list, zip(*PAIRS, strict=True))
     alone = [float(token_similarity([a], [b])[0]) for a, b in PAIRS]
-    assert token_similarity([*texts, "one more"], [*others, "one more " * 30])[:3] == pytest.approx(alone, abs=1e-5)
+    assert token_similarity([*texts, "one more"], [*others, "one more " * 30])[:3] == pytest.approx(
+        alone, abs=1e-5
+    )
 
 
 def test_token_similarity_of_nothing(token_similarity):
@@ -616,9 +739,13 @@ def test_token_similarity_is_the_f1_of_greedy_matching(token_similarity, monkeyp
     """By hand: precision matches each token of the text, recall each of the other; a token may serve twice."""
     r = 0.5**0.5
     known = {"text": [[1.0, 0.0], [0.0, 1.0]], "other": [[1.0, 0.0], [r, r], [r, -r]]}
-    monkeypatch.setattr(token_similarity, "states", lambda texts: [torch.tensor(known[text]) for text in texts])
+    monkeypatch.setattr(
+        token_similarity, "states", lambda texts: [torch.tensor(known[text]) for text in texts]
+    )
     precision, recall = (1 + r) / 2, (1 + r + r) / 3
-    assert token_similarity(["text"], ["other"]) == pytest.approx([2 * precision * recall / (precision + recall)])
+    assert token_similarity(["text"], ["other"]) == pytest.approx(
+        [2 * precision * recall / (precision + recall)]
+    )
 
 
 def test_states_of_tokens_leave_out_the_special_ones(token_similarity):
@@ -641,7 +768,12 @@ def test_an_encoder_that_cannot_be_had_is_one_sentence(monkeypatch):
 
 
 def test_sentence_loss_is_that_of_the_text_alone(lively_llama):
-    texts = ["a bc", "", "hello there you", lively_llama.tokenizer.eos_token]  # the last is what every text begins after
+    texts = [
+        "a bc",
+        "",
+        "hello there you",
+        lively_llama.tokenizer.eos_token,
+    ]  # the last is what every text begins after
     sums, counts = perplexity.nll(lively_llama, texts)
     assert counts.tolist() == [4, 0, 15, 0] and sums[1] == sums[3] == 0
     ids = torch.tensor([[0, *lively_llama.tokenizer(texts[2])["input_ids"]]])
@@ -653,7 +785,10 @@ def test_sentence_loss_does_not_depend_on_what_is_read_with_it(lively_llama, mon
     together = perplexity.nll(lively_llama, texts)
     monkeypatch.setattr(perplexity, "PACK", 7)
     for k, text in enumerate(texts):
-        for found in (perplexity.nll(lively_llama, [text]), [values[k : k + 1] for values in perplexity.nll(lively_llama, texts)]):
+        for found in (
+            perplexity.nll(lively_llama, [text]),
+            [values[k : k + 1] for values in perplexity.nll(lively_llama, texts)],
+        ):
             np.testing.assert_allclose(np.ravel(found), [values[k] for values in together], rtol=1e-5)
 
 
@@ -667,11 +802,18 @@ def test_balanced_classes_share_their_styles(monkeypatch):
             for i in range(60) for start, end in (("So", "."), ("so", "")) for source in ("sbf", "jigsaw") for split in ("train", "eval")]  # fmt: skip
     rows += [("SHOUTING at a row of its own", 1, "sbf", "train")]
     labelled = pd.DataFrame(rows, columns=["text", "label", "source", "split"])
-    civil = pd.DataFrame({"text": ["So this civil one goes."], "label": [1], "source": ["civil"], "split": ["train"]})
+    civil = pd.DataFrame(
+        {"text": ["So this civil one goes."], "label": [1], "source": ["civil"], "split": ["train"]}
+    )
     monkeypatch.setattr(corpus.public, "labelled", lambda: labelled)
     monkeypatch.setattr(corpus.public, "microaggressions", lambda split: ["so w7 x7 y7 z7"])
     monkeypatch.setattr(corpus, "_civil", lambda: civil)
     found = corpus.balanced("train")
-    sizes = found.assign(style=found.text.map(corpus.style), pool=found.source.replace("civil", "jigsaw")).groupby(["pool", "style", "label"]).size().unstack()
+    sizes = (
+        found.assign(style=found.text.map(corpus.style), pool=found.source.replace("civil", "jigsaw"))
+        .groupby(["pool", "style", "label"])
+        .size()
+        .unstack()
+    )
     assert (sizes[0] == sizes[1]).all() and len(found) > 80
     assert not found.text.str.contains("SHOUTING|w7 ").any()

@@ -19,7 +19,12 @@ from companion.marco.rewriting import masking, rewriter, script, words
 from companion.marco.rewriting.masking import Masking
 from companion.marco.rewriting.settings import Settings
 
-TEXTS = ["so it goes, my friend, and so it went", "I am fed up.", "ok", "You (really) are the very best of them, you know!"]
+TEXTS = [
+    "so it goes, my friend, and so it went",
+    "I am fed up.",
+    "ok",
+    "You (really) are the very best of them, you know!",
+]
 
 
 @pytest.fixture(scope="module", params=["causal", "encoder-decoder"])
@@ -30,7 +35,9 @@ def denoiser(request, lively_llama):
 @pytest.fixture
 def experts(denoiser, tmp_path, monkeypatch):
     monkeypatch.setenv("COMPANION_CACHE", str(tmp_path))
-    return loading.Experts(denoiser, *[Settings(Masking(0.0), 1.0, 1.0, 1.0)] * 2, f"test {type(denoiser).__name__}")
+    return loading.Experts(
+        denoiser, *[Settings(Masking(0.0), 1.0, 1.0, 1.0)] * 2, f"test {type(denoiser).__name__}"
+    )
 
 
 def test_noise_masks_every_text_and_belongs_to_it(denoiser):
@@ -51,13 +58,19 @@ def test_what_is_hidden_put_back_gives_the_text(denoiser):
                     whole += next(hidden)
             assert whole == c.sentence.ids
             assert next(hidden, None) is None
-            assert restoration.fills([*c.sentence.ids], [denoiser.mask_id], denoiser.mask_id, denoiser.end_id) == [c.sentence.ids]
+            assert restoration.fills(
+                [*c.sentence.ids], [denoiser.mask_id], denoiser.mask_id, denoiser.end_id
+            ) == [c.sentence.ids]
 
 
 def test_fills_stand_between_fixed_tokens():
     mask, end = 90, 0
     assert restoration.fills([1, 7, 7, 2, 3, 8], [1, mask, 2, 3, mask], mask, end) == [[7, 7], [8]]
-    assert restoration.fills([1, 2], [mask, mask, 1, mask, 2, mask], mask, end) == [[], [], []]  # side by side: one
+    assert restoration.fills([1, 2], [mask, mask, 1, mask, 2, mask], mask, end) == [
+        [],
+        [],
+        [],
+    ]  # side by side: one
 
 
 def test_losses_equal_next_token_scores_by_hand(denoiser):
@@ -67,7 +80,10 @@ def test_losses_equal_next_token_scores_by_hand(denoiser):
     assert found.shape == (len(ROLES), 3)
     for r, role in enumerate(ROLES):
         for i, (source, target) in enumerate(zip(sources, targets, strict=True)):
-            steps = [by_hand(denoiser, role, source, target[:k]).log_softmax(-1)[token] for k, token in enumerate([*target, denoiser.end_id])]
+            steps = [
+                by_hand(denoiser, role, source, target[:k]).log_softmax(-1)[token]
+                for k, token in enumerate([*target, denoiser.end_id])
+            ]
             assert found[r, i] == pytest.approx(-float(torch.stack(steps).mean()), rel=1e-3)
 
 
@@ -76,19 +92,29 @@ def test_losses_are_those_of_training(lively_llama):
     masked = restoration.corrupt(denoiser, TEXTS, seed=0)
     sources, targets = [c.source for c in masked], [c.sentence.ids for c in masked]
     with torch.no_grad():
-        expected = adapter_training.losses(denoiser, [examples.Example(*row) for row in zip(sources, targets, strict=True)], EXPERT)
-    assert restoration.losses(denoiser, sources, targets, (EXPERT,))[0] == pytest.approx(expected.numpy(), rel=1e-3)
+        expected = adapter_training.losses(
+            denoiser, [examples.Example(*row) for row in zip(sources, targets, strict=True)], EXPERT
+        )
+    assert restoration.losses(denoiser, sources, targets, (EXPERT,))[0] == pytest.approx(
+        expected.numpy(), rel=1e-3
+    )
 
 
 def test_the_base_model_fills_blanks_with_the_argmax_and_keeps_the_rest(denoiser):
     masked = restoration.corrupt(denoiser, TEXTS[:2], seed=0)
-    for c, written in zip(masked, restoration.write(denoiser, [c.source for c in masked], [c.sentence for c in masked]), strict=True):
+    for c, written in zip(
+        masked,
+        restoration.write(denoiser, [c.source for c in masked], [c.sentence for c in masked]),
+        strict=True,
+    ):
         answers = restoration.fills(written, c.source, denoiser.mask_id, denoiser.end_id)
         assert len(answers) == len(c.hidden)
         assert len(written) == sum(map(len, answers)) + sum(token != denoiser.mask_id for token in c.source)
         first = c.source.index(denoiser.mask_id)
         scores = by_hand(denoiser, BASE, c.source, written[:first])
-        scores[[mark for mark in denoiser.marks if mark != denoiser.end_id or c.source[-1] != denoiser.mask_id]] = -torch.inf
+        scores[
+            [mark for mark in denoiser.marks if mark != denoiser.end_id or c.source[-1] != denoiser.mask_id]
+        ] = -torch.inf
         assert scores.argmax() == written[first]
 
 
@@ -114,7 +140,9 @@ def test_a_copy_is_what_greedy_writing_would_return(denoiser, monkeypatch):
     sources = [sentence.ids for sentence in sentences]
     scripts = [script.Script(sentence.ids, sentence, denoiser, anchored=False) for sentence in sentences]
     written = rewriter.write(denoiser, scripts, [rewriter.Reader(BASE, 1.0, sources)])
-    assert restoration.copies(denoiser, sentences) == [ids == source for ids, source in zip(written, sources, strict=True)]
+    assert restoration.copies(denoiser, sentences) == [
+        ids == source for ids, source in zip(written, sources, strict=True)
+    ]
     copying(denoiser, lambda source: len(source) % 2, monkeypatch)
     found = restoration.copies(denoiser, sentences)
     assert found == [len(source) % 2 == 1 for source in sources] and len(set(found)) == 2
@@ -135,7 +163,10 @@ def test_a_perfect_denoiser_scores_one(experts, monkeypatch):
     copying(experts.denoiser, lambda source: True, monkeypatch)
     found = restoration.measure(experts, TEXTS, seed=0)
     assert found.copied.tolist() == [1.0] * len(TEXTS)
-    unambiguous = [all(c.sentence.ids.count(t) == 1 for t in c.sentence.ids) for c in restoration.corrupt(experts.denoiser, TEXTS, 0)]
+    unambiguous = [
+        all(c.sentence.ids.count(t) == 1 for t in c.sentence.ids)
+        for c in restoration.corrupt(experts.denoiser, TEXTS, 0)
+    ]
     assert (found.exact == found.blanks)[unambiguous].all()
     assert found.elsewhere.sum() < found.exact.sum()
 
@@ -161,7 +192,9 @@ def test_disagreement_by_position(experts):
     assert positions[0].value == pytest.approx(np.mean([row[0] for row in share]))
     assert positions[-1].n >= 2
     flat = [np.full(6, 0.2)] * 4 + [np.zeros(6)]
-    assert disagreement.by_position(flat, 3)[0].value == pytest.approx(1) == disagreement.random_word(flat).value
+    assert (
+        disagreement.by_position(flat, 3)[0].value == pytest.approx(1) == disagreement.random_word(flat).value
+    )
 
 
 def test_opinions_are_the_next_tokens_of_each_role(denoiser):
@@ -182,7 +215,9 @@ def test_held_out_comments_are_halves_of_both_labels():
 def test_history_goes_on_from_the_base(tmp_path):
     rows = [{"step": k, "loss": 1.0, "seconds": 0.1} for k in range(3)]
     config = dataclasses.asdict(adapter_training.AdapterConfig(base_steps=3, expert_steps=3))
-    (tmp_path / "history.json").write_text(json.dumps({"config": config, "history": dict.fromkeys(ROLES, rows)}), encoding="utf-8")
+    (tmp_path / "history.json").write_text(
+        json.dumps({"config": config, "history": dict.fromkeys(ROLES, rows)}), encoding="utf-8"
+    )
     found = history.load(tmp_path)
     assert found.of(BASE).step.tolist() == [1, 2, 3]
     assert found.of(EXPERT).step.tolist() == [4, 5, 6]

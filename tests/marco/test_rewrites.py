@@ -20,7 +20,15 @@ from companion.marco.rewriting.masking import Masking
 from companion.marco.rewriting.rewriter import Rewriter
 from companion.marco.rewriting.settings import Settings, alone
 
-TEXTS = ["I am so fed up.", "You (really) are, you damn tree!", "", "ok", "?!", "so it goes, and so it went", "what is it"]
+TEXTS = [
+    "I am so fed up.",
+    "You (really) are, you damn tree!",
+    "",
+    "ok",
+    "?!",
+    "so it goes, and so it went",
+    "what is it",
+]
 SETTINGS = Settings(Masking(1.0, relative=True), alpha_expert=2.0, alpha_anti=0.5, temperature=1.3)
 
 
@@ -48,7 +56,9 @@ def test_the_store_changes_nothing_and_asks_once(experts, monkeypatch):
     monkeypatch.setattr(rewrites, "TOGETHER", 3)
     plain = Rewriter(experts.denoiser, SETTINGS)(TEXTS)
     made = marco(experts, TEXTS)
-    monkeypatch.setattr(rewrites, "Rewriter", lambda denoiser, settings: None)  # whoever asks the model again fails
+    monkeypatch.setattr(
+        rewrites, "Rewriter", lambda denoiser, settings: None
+    )  # whoever asks the model again fails
     for found in (made, marco(experts, TEXTS, SETTINGS)):
         for a, b in zip(found, plain, strict=True):
             assert (a.original, a.text, a.masked, a.sentence) == (b.original, b.text, b.masked, b.sentence)
@@ -78,11 +88,22 @@ def test_an_interrupted_build_goes_on_where_it_stopped(experts, monkeypatch):
 
 def test_the_store_does_not_confuse_what_differs(experts):
     """Every setting, the experts, the texts, their masks and the cast make an entry of their own."""
-    others = {field.name: getattr(SETTINGS, field.name) for field in dataclasses.fields(Settings)} | {"anchored": False, "masking": Masking(0.5)}
-    changed = [dataclasses.replace(SETTINGS, **{name: value + 0.25 if type(value) is float else value}) for name, value in others.items()]
+    others = {field.name: getattr(SETTINGS, field.name) for field in dataclasses.fields(Settings)} | {
+        "anchored": False,
+        "masking": Masking(0.5),
+    }
+    changed = [
+        dataclasses.replace(SETTINGS, **{name: value + 0.25 if type(value) is float else value})
+        for name, value in others.items()
+    ]
     changed += [
         dataclasses.replace(SETTINGS, masking=m)
-        for m in (Masking(1.0), Masking(1.0, True, masking.half_jeffreys), Masking(1.0, True, published_index=True), Masking(1.0, True, every=3))
+        for m in (
+            Masking(1.0),
+            Masking(1.0, True, masking.half_jeffreys),
+            Masking(1.0, True, published_index=True),
+            Masking(1.0, True, every=3),
+        )
     ]
     for settings in [SETTINGS, *changed]:
         marco(experts, [], settings)
@@ -112,7 +133,9 @@ def test_each_method_answers_each_text(experts, tiny_llama):
     assert {len(some) for some in found.values()} == {len(TEXTS)} and next(iter(found)) == "original"
     assert found["original"] == TEXTS and found["MaRCo"] == [r.text for r in ours]
     sentences = [r.sentence for r in ours]
-    assert found["refill"] == rewriter.fill(experts.denoiser, sentences, [r.masked for r in ours], alone(SETTINGS), cast=(BASE,) * 3)
+    assert found["refill"] == rewriter.fill(
+        experts.denoiser, sentences, [r.masked for r in ours], alone(SETTINGS), cast=(BASE,) * 3
+    )
     assert found["delete"][1] == "You (really) are, you tree!"
     assert found["ask"] == baselines.ask(tiny_llama, TEXTS)
     for i, rewrite in enumerate(ours):
@@ -126,7 +149,9 @@ def test_ablations_take_away_what_they_say(experts, monkeypatch):
     found = ablations(experts, ours, seed=0)
     assert found["original"] == TEXTS and found["no anti-expert"] != found["MaRCo"] != found["expert only"]
     sentences, masked = [r.sentence for r in ours], [r.masked for r in ours]
-    assert found["expert only"] == rewriter.fill(experts.denoiser, sentences, masked, alone(SETTINGS), cast=(EXPERT,) * 3)
+    assert found["expert only"] == rewriter.fill(
+        experts.denoiser, sentences, masked, alone(SETTINGS), cast=(EXPERT,) * 3
+    )
     monkeypatch.setattr(rewrites, "shuffled", lambda rewrites, seed: [r.masked for r in rewrites])
     assert ablations(experts, ours, seed=0)["random masks"] == found["MaRCo"]
 
@@ -144,8 +169,13 @@ def test_random_masks_are_as_many_on_words_only(experts):
     for i, rewrite in enumerate(ours):
         words = {j for j, word in enumerate(rewrite.sentence.words) if word.maskable}
         some = [masks[i] for masks in drawn]
-        assert all(len(set(chosen)) == len(chosen) == len(rewrite.masked) and chosen == sorted(chosen) for chosen in some)
-        assert set().union(*some) == (words if rewrite.masked else set())  # every word gets its turn, a mark never
+        assert all(
+            len(set(chosen)) == len(chosen) == len(rewrite.masked) and chosen == sorted(chosen)
+            for chosen in some
+        )
+        assert set().union(*some) == (
+            words if rewrite.masked else set()
+        )  # every word gets its turn, a mark never
 
 
 # --- verdicts ----------------------------------------------------------------------------------------
@@ -189,23 +219,49 @@ def test_an_empty_rewrite_is_neither_fluent_nor_good():
 def test_fluency_counts_per_token():
     """A rewrite of twice the length may have twice the loss; a little above the tolerance it may not."""
     limit = 2.0 + np.log(ALLOWED)
-    found = verdict(nll=np.array([40.0, 20 * limit - 1e-6, 20 * limit + 1e-6, 1.0]), count=np.array([20.0, 20, 20, 1]))
+    found = verdict(
+        nll=np.array([40.0, 20 * limit - 1e-6, 20 * limit + 1e-6, 1.0]), count=np.array([20.0, 20, 20, 1])
+    )
     assert found.fluent.tolist() == [1, 1, 0, 1]
 
 
 def test_originals_against_themselves_change_nothing():
     generator = np.random.default_rng(0)
     nll, count = generator.uniform(10, 60, 30), generator.integers(3, 20, 30).astype(float)
-    same = verdict(30, toxicity=generator.uniform(size=30), lexical=generator.uniform(size=30), nll=nll, count=count, base_nll=nll, base_count=count)
+    same = verdict(
+        30,
+        toxicity=generator.uniform(size=30),
+        lexical=generator.uniform(size=30),
+        nll=nll,
+        count=count,
+        base_nll=nll,
+        base_count=count,
+    )
     found = same.summary(same)
-    for name, value in {"drop": 0, "lexical_drop": 0, "changed": 0, "perplexity_ratio": 1, "fluent": 1}.items():
-        assert (found[name].value, found[name].low, found[name].high, found[name].n) == (value, value, value, 30), name
+    for name, value in {
+        "drop": 0,
+        "lexical_drop": 0,
+        "changed": 0,
+        "perplexity_ratio": 1,
+        "fluent": 1,
+    }.items():
+        assert (found[name].value, found[name].low, found[name].high, found[name].n) == (
+            value,
+            value,
+            value,
+            30,
+        ), name
 
 
 def test_summary_by_hand():
     before = verdict(2, toxicity=np.array([0.8, 0.4]), texts=["a", "b"])
     after = verdict(
-        2, toxicity=np.array([0.2, 0.4]), texts=["c", "b"], nll=np.array([10.0, 40.0]), count=np.array([5.0, 20.0]), base_nll=np.array([15.0, 15.0])
+        2,
+        toxicity=np.array([0.2, 0.4]),
+        texts=["c", "b"],
+        nll=np.array([10.0, 40.0]),
+        count=np.array([5.0, 20.0]),
+        base_nll=np.array([15.0, 15.0]),
     )
     found = after.summary(before)
     assert found["drop"].value == pytest.approx(0.5)
@@ -228,7 +284,11 @@ def judges() -> Judges:
 
 def test_judges_are_the_profiles(judges):
     profile = profiles.load("smoke")
-    assert judges.fluency.name == profile.judge and judges.scorer.name == profile.scorer and judges.lexical.name == "lexical"
+    assert (
+        judges.fluency.name == profile.judge
+        and judges.scorer.name == profile.scorer
+        and judges.lexical.name == "lexical"
+    )
 
 
 def test_an_unchanged_sentence_scores_as_its_original(judges):
@@ -245,18 +305,33 @@ def test_an_unchanged_sentence_scores_as_its_original(judges):
 def test_scores_do_not_depend_on_what_else_is_judged(judges):
     """Nor on the order of the methods: the originals need not come first."""
     alone = judges({"original": ORIGINALS, "MaRCo": CIVIL})
-    crowd = judges({"delete": ["", "The train", "What a idea that was! " * 3], "MaRCo": CIVIL, "original": ORIGINALS, "again": CIVIL})
+    crowd = judges(
+        {
+            "delete": ["", "The train", "What a idea that was! " * 3],
+            "MaRCo": CIVIL,
+            "original": ORIGINALS,
+            "again": CIVIL,
+        }
+    )
     assert list(crowd) == ["delete", "MaRCo", "original", "again"]
     for field in dataclasses.fields(Verdict)[1:]:
         for name in alone:
-            np.testing.assert_allclose(getattr(crowd[name], field.name), getattr(alone[name], field.name), rtol=1e-4, atol=1e-5, err_msg=field.name)
+            np.testing.assert_allclose(
+                getattr(crowd[name], field.name),
+                getattr(alone[name], field.name),
+                rtol=1e-4,
+                atol=1e-5,
+                err_msg=field.name,
+            )
         assert np.array_equal(getattr(crowd["again"], field.name), getattr(crowd["MaRCo"], field.name))
 
 
 def test_a_shared_text_is_read_once(judges, monkeypatch):
     read = []
     scorer, embedded = judges.scorer, judges.similarity.embedded
-    monkeypatch.setattr(judges.similarity, "embedded", lambda texts: read.append(list(texts)) or embedded(texts))
+    monkeypatch.setattr(
+        judges.similarity, "embedded", lambda texts: read.append(list(texts)) or embedded(texts)
+    )
     counting = dataclasses.replace(judges, scorer=lambda texts: read.append(list(texts)) or scorer(texts))
     counting({"original": ORIGINALS, "a": CIVIL, "b": ORIGINALS[::-1]})
     assert len(read) == 2 and all(sorted(texts) == sorted({*ORIGINALS, *CIVIL}) for texts in read)

@@ -22,7 +22,10 @@ from companion.marco.rewriting.masking import Masking
 from companion.marco.rewriting.rewriter import Rewriter
 from companion.marco.rewriting.settings import Settings
 
-TOXIC = {"one": ["I am so fed up.", "You (really) are, you damn tree!", "ok"], "two": ["so it goes, and so it went", "?!"]}
+TOXIC = {
+    "one": ["I am so fed up.", "You (really) are, you damn tree!", "ok"],
+    "two": ["so it goes, and so it went", "?!"],
+}
 HARMLESS = ["a nice day", "my soup is cold", "we go", "what is it", "the end of it", "see you soon"]
 
 
@@ -60,7 +63,14 @@ def dev_rows(monkeypatch):
 # --- the rule ----------------------------------------------------------------------------------------
 
 
-def trial(drop: float, *, unchanged: float = 0.95, similarity: float = 0.9, ratio: float = 0.9, threshold: float = 0.1) -> Trial:
+def trial(
+    drop: float,
+    *,
+    unchanged: float = 0.95,
+    similarity: float = 0.9,
+    ratio: float = 0.9,
+    threshold: float = 0.1,
+) -> Trial:
     return Trial(threshold, 3.0, 1.5, 2.5, unchanged, {"one": drop, "two": drop / 2}, similarity, ratio, 0.5)
 
 
@@ -78,7 +88,10 @@ BAD = trial(0.9, unchanged=0.1, similarity=0.1, ratio=9.0)
         ([DISSIMILAR, PERPLEXED, BAD], PERPLEXED),  # fluency is given up first
         ([DISSIMILAR, BAD], BAD),  # then similarity
         ([MEDDLING, BETTER], MEDDLING),  # harmless sentences are for the cautious threshold
-        ([trial(0.3, similarity=settings_search.SIMILAR, ratio=1.0), BAD], 0),  # the limits themselves will do
+        (
+            [trial(0.3, similarity=settings_search.SIMILAR, ratio=1.0), BAD],
+            0,
+        ),  # the limits themselves will do
         ([GOOD], GOOD),
     ],
 )
@@ -93,7 +106,13 @@ def test_nothing_to_choose_from():
 
 
 SCORES = st.floats(0, 1).map(lambda x: round(x, 2))
-TRIALS = st.builds(lambda d, j, s, r: dataclasses.replace(trial(d, similarity=s, ratio=2 * r), joint=j), SCORES, SCORES, SCORES, SCORES)
+TRIALS = st.builds(
+    lambda d, j, s, r: dataclasses.replace(trial(d, similarity=s, ratio=2 * r), joint=j),
+    SCORES,
+    SCORES,
+    SCORES,
+    SCORES,
+)
 
 
 @given(st.lists(TRIALS, min_size=1, max_size=8))
@@ -121,19 +140,25 @@ def test_only_short_dev_rows_lie_on_the_desk(denoiser, dev_rows, monkeypatch):
     desk = Desk.of(denoiser, judges=None)
     assert desk.sets == TOXIC and desk.harmless == HARMLESS
     for text, scores in desk.divergence.items():
-        expected = masking.divergences(denoiser, [words.split(denoiser, text)], masking.log_odds, masking.EVERY)[0]
+        expected = masking.divergences(
+            denoiser, [words.split(denoiser, text)], masking.log_odds, masking.EVERY
+        )[0]
         np.testing.assert_allclose(scores, expected, atol=1e-4)
     monkeypatch.setattr(settings_search, "ROWS", 2)
     monkeypatch.setattr(settings_search, "HARMLESS", 3)
     desk = Desk.of(denoiser, judges=None)
     assert {name: len(texts) for name, texts in desk.sets.items()} == {"one": 2, "two": 2}
-    assert len(desk.harmless) == 3 and desk.harmless[0] == HARMLESS[0] and desk.harmless[-1] == HARMLESS[-1]  # spread, not the first ones
+    assert (
+        len(desk.harmless) == 3 and desk.harmless[0] == HARMLESS[0] and desk.harmless[-1] == HARMLESS[-1]
+    )  # spread, not the first ones
 
 
 def test_known_divergences_give_the_rewriters_rewrites(denoiser, dev_rows):
     desk = Desk.of(denoiser, judges=None)
     highest = sorted(float(np.nanmax(scores, initial=0)) for scores in desk.divergence.values())
-    settings = Settings(masking.ours(float(np.mean(highest[4:6]))), alpha_expert=2.0, alpha_anti=0.5, temperature=1.3)
+    settings = Settings(
+        masking.ours(float(np.mean(highest[4:6]))), alpha_expert=2.0, alpha_anti=0.5, temperature=1.3
+    )
     found = desk.rewrite(TOXIC["one"], settings)
     assert found == [rewrite.text for rewrite in Rewriter(denoiser, settings)(TOXIC["one"])] != TOXIC["one"]
 
@@ -141,15 +166,24 @@ def test_known_divergences_give_the_rewriters_rewrites(denoiser, dev_rows):
 def test_the_cautious_threshold_leaves_most_harmless_sentences_alone_and_no_lower_one_does():
     generator = np.random.default_rng(0)
     harmless = [str(i) for i in range(96)]
-    divergence = {text: np.append(generator.normal(0.2, 0.5, 1 + i % 12), np.nan) for i, text in enumerate(harmless)}
+    divergence = {
+        text: np.append(generator.normal(0.2, 0.5, 1 + i % 12), np.nan) for i, text in enumerate(harmless)
+    }
     divergence["0"] = np.array([np.nan, np.nan])  # nothing that may be masked
     threshold = Desk(None, None, {}, harmless, divergence).cautious()
-    shares = [np.mean([not masking.choose(divergence[text], Masking(t)) for text in harmless]) for t in (threshold, threshold - 1e-6)]
-    assert shares[0] >= settings_search.UNCHANGED and shares[0] - shares[1] == pytest.approx(1 / len(harmless))
+    shares = [
+        np.mean([not masking.choose(divergence[text], Masking(t)) for text in harmless])
+        for t in (threshold, threshold - 1e-6)
+    ]
+    assert shares[0] >= settings_search.UNCHANGED and shares[0] - shares[1] == pytest.approx(
+        1 / len(harmless)
+    )
 
 
 def test_settings_that_mask_nothing_change_nothing(denoiser, judges, dev_rows):
-    found = Desk.of(denoiser, judges).try_out([Settings(Masking(9.0), 1.0, 1.0, 1.0), Settings(Masking(0.0), 2.0, 0.5, 1.3)])
+    found = Desk.of(denoiser, judges).try_out(
+        [Settings(Masking(9.0), 1.0, 1.0, 1.0), Settings(Masking(0.0), 2.0, 0.5, 1.3)]
+    )
     assert dataclasses.asdict(found[0]) | {"joint": None} == {
         "threshold": 9.0,
         "alpha_expert": 1.0,
@@ -171,10 +205,20 @@ def test_the_choice_is_written_and_read_back(denoiser, judges, dev_rows, monkeyp
     about = json.loads((tmp_path / "settings.json").read_text(encoding="utf-8"))
     trials = [Trial(**row) for row in about["trials"]]
     assert found == settings_search.best(trials) and found in trials
-    assert about["rule"] == settings_search.RULE and about["dev_rows"] == {"one": 3, "two": 2, "harmless": len(HARMLESS)}
-    assert [(t.alpha_expert, t.alpha_anti, t.temperature) for t in trials] == [settings_search.FIRST] * 2 + list(settings_search.STRENGTHS)
-    assert {t.threshold for t in trials[2:]} == {settings_search.best(trials[:2]).threshold} == {found.threshold}
+    assert about["rule"] == settings_search.RULE and about["dev_rows"] == {
+        "one": 3,
+        "two": 2,
+        "harmless": len(HARMLESS),
+    }
+    assert [(t.alpha_expert, t.alpha_anti, t.temperature) for t in trials] == [
+        settings_search.FIRST
+    ] * 2 + list(settings_search.STRENGTHS)
+    assert (
+        {t.threshold for t in trials[2:]} == {settings_search.best(trials[:2]).threshold} == {found.threshold}
+    )
     assert [t.threshold for t in trials[:2]] == [0.0, 0.2]
     thresholds = found.threshold, Desk.of(denoiser, judges).cautious()
-    expected = [Settings(masking.ours(t), found.alpha_expert, found.alpha_anti, found.temperature) for t in thresholds]
+    expected = [
+        Settings(masking.ours(t), found.alpha_expert, found.alpha_anti, found.temperature) for t in thresholds
+    ]
     assert list(loading.chosen(tmp_path)) == expected

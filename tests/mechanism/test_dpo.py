@@ -13,7 +13,15 @@ from hypothesis import strategies as st
 
 from companion.lm import checkpoint
 from companion.mechanism import dpo
-from companion.mechanism.dpo import DPOConfig, Triple, collate, completion_logps, dpo_loss, encode_pairs, schedule_batches
+from companion.mechanism.dpo import (
+    DPOConfig,
+    Triple,
+    collate,
+    completion_logps,
+    dpo_loss,
+    encode_pairs,
+    schedule_batches,
+)
 from companion.mechanism.pairs import Pair
 
 FAST = DPOConfig(learning_rate=1e-3, batch_size=4, steps=10, warmup=3, max_new_tokens=8, precision="no")
@@ -22,7 +30,10 @@ FAST = DPOConfig(learning_rate=1e-3, batch_size=4, steps=10, warmup=3, max_new_t
 def some_pairs(n: int) -> list[Pair]:
     """Pairs of varied length that have something to learn: chosen continuations count up, rejected ones shout."""
     prompts = ["The cat", "I said that", "a", "When it rains in the", "No", "You are"]
-    return [Pair(f"{prompts[i % 6]} {i}", f" {i} and {'so ' * (i % 3)}", "!" * (2 + i % 7), 0.1, 0.9) for i in range(n)]
+    return [
+        Pair(f"{prompts[i % 6]} {i}", f" {i} and {'so ' * (i % 3)}", "!" * (2 + i % 7), 0.1, 0.9)
+        for i in range(n)
+    ]
 
 
 @pytest.fixture
@@ -45,14 +56,20 @@ LOGP = st.floats(-60, 0, width=32)
 
 @given(LOGP, LOGP, LOGP, LOGP, st.floats(0.01, 2))
 def test_loss_equals_the_closed_form(chosen, rejected, ref_chosen, ref_rejected, beta):
-    found = dpo_loss(*(torch.tensor([x], dtype=torch.float64) for x in (chosen, rejected, ref_chosen, ref_rejected)), beta)
+    found = dpo_loss(
+        *(torch.tensor([x], dtype=torch.float64) for x in (chosen, rejected, ref_chosen, ref_rejected)), beta
+    )
     margin = beta * ((chosen - ref_chosen) - (rejected - ref_rejected))
     assert found.item() == pytest.approx(math.log1p(math.exp(-margin)), rel=1e-9, abs=1e-12)
 
 
 def test_loss_falls_with_the_margin():
     base = torch.zeros(1)
-    assert dpo_loss(base + 1, base, base, base, 0.1) < dpo_loss(base, base, base, base, 0.1) < dpo_loss(base, base + 1, base, base, 0.1)
+    assert (
+        dpo_loss(base + 1, base, base, base, 0.1)
+        < dpo_loss(base, base, base, base, 0.1)
+        < dpo_loss(base, base + 1, base, base, 0.1)
+    )
 
 
 def naive_logp(model, prompt: list[int], completion: list[int]) -> float:
@@ -70,7 +87,9 @@ def test_completion_logps(lively_lm):
     together = completion_logps(lively_lm.model, collate(triples))
     alone = [completion_logps(lively_lm.model, collate([t])) for t in triples]
     torch.testing.assert_close(together, torch.cat(alone), rtol=1e-5, atol=1e-4)
-    naive = [[naive_logp(lively_lm.model, t.prompt, side) for side in (t.chosen, t.rejected)] for t in triples]
+    naive = [
+        [naive_logp(lively_lm.model, t.prompt, side) for side in (t.chosen, t.rejected)] for t in triples
+    ]
     torch.testing.assert_close(together, torch.tensor(naive), rtol=1e-5, atol=1e-4)
     assert together.std() > 1  # texts that differ
 
@@ -83,14 +102,24 @@ def test_collate_packs_without_padding():
     assert batch.target.tolist() == [4, 5, 6, 8, 9, 10]
     assert batch.real.int().tolist() == [[1, 0], [1, 1], [1, 1], [1, 0]]
     sees = (batch.mask[0, 0] == 0).int().tolist()
-    assert sees == [[1, 0, 0, 0, 0, 0], [1, 1, 0, 0, 0, 0], [1, 1, 1, 0, 0, 0], [1, 1, 1, 1, 0, 0], [0, 0, 0, 0, 1, 0], [0, 0, 0, 0, 1, 1]]
+    assert sees == [
+        [1, 0, 0, 0, 0, 0],
+        [1, 1, 0, 0, 0, 0],
+        [1, 1, 1, 0, 0, 0],
+        [1, 1, 1, 1, 0, 0],
+        [0, 0, 0, 0, 1, 0],
+        [0, 0, 0, 0, 1, 1],
+    ]
 
 
 @torch.no_grad()
 def test_the_sides_do_not_see_each_other(lively_lm):
     triple, other = encode_pairs(lively_lm.tokenizer, some_pairs(2), 10, 8)
     changed = triple._replace(chosen=other.rejected)
-    before, after = completion_logps(lively_lm.model, collate([triple, other])), completion_logps(lively_lm.model, collate([changed, other]))
+    before, after = (
+        completion_logps(lively_lm.model, collate([triple, other])),
+        completion_logps(lively_lm.model, collate([changed, other])),
+    )
     assert abs(before[0, 0] - after[0, 0]) > 0.01
     torch.testing.assert_close(before.flatten()[1:], after.flatten()[1:], rtol=1e-5, atol=1e-5)
 
@@ -100,13 +129,23 @@ def test_an_empty_completion_has_log_probability_0(lively_lm):
     """B38: a sum over nothing; the pairs beside it are scored as without it."""
     assert collate([Triple([1, 2, 3], [], [4, 5])]).source.tolist() == [2, 3]
     plain = encode_pairs(lively_lm.tokenizer, some_pairs(3), 10, 8)
-    empty = encode_pairs(lively_lm.tokenizer, [Pair("The", "", "!!!", 0, 1), Pair("The", "so", "", 0, 1), Pair("The", "", "", 0, 1)], 10, 8)
+    empty = encode_pairs(
+        lively_lm.tokenizer,
+        [Pair("The", "", "!!!", 0, 1), Pair("The", "so", "", 0, 1), Pair("The", "", "", 0, 1)],
+        10,
+        8,
+    )
     batch = collate([plain[0], empty[0], plain[1], empty[1], empty[2], plain[2]])
     assert len(batch.source) == len(batch.target) == int(batch.real.sum())
     found = completion_logps(lively_lm.model, batch)
-    torch.testing.assert_close(found[[0, 2, 5]], completion_logps(lively_lm.model, collate(plain)), rtol=1e-5, atol=1e-4)
+    torch.testing.assert_close(
+        found[[0, 2, 5]], completion_logps(lively_lm.model, collate(plain)), rtol=1e-5, atol=1e-4
+    )
     assert found[1, 0] == found[3, 1] == 0 and (found[4] == 0).all()
-    naive = [naive_logp(lively_lm.model, empty[0].prompt, empty[0].rejected), naive_logp(lively_lm.model, empty[1].prompt, empty[1].chosen)]
+    naive = [
+        naive_logp(lively_lm.model, empty[0].prompt, empty[0].rejected),
+        naive_logp(lively_lm.model, empty[1].prompt, empty[1].chosen),
+    ]
     torch.testing.assert_close(found[[1, 3], [1, 0]], torch.tensor(naive), rtol=1e-5, atol=1e-4)
     assert completion_logps(lively_lm.model, collate([empty[2]])).tolist() == [[0, 0]]
 
@@ -117,7 +156,9 @@ def test_pairs_with_an_empty_side_can_be_trained_on(tiny, tmp_path):
     model = copy.deepcopy(tiny.model)
     config = DPOConfig(**{**vars(FAST), "batch_size": 1, "steps": 4})
     history = dpo.train(model, encode_pairs(tiny.tokenizer, pairs, 10, 8), config, tmp_path)
-    assert all(math.isfinite(row["loss"]) for row in history) and all(p.isfinite().all() for p in model.parameters())
+    assert all(math.isfinite(row["loss"]) for row in history) and all(
+        p.isfinite().all() for p in model.parameters()
+    )
     assert encode_pairs(tiny.tokenizer, [], 10, 8) == []
 
 
@@ -159,7 +200,9 @@ def test_training_learns_and_repeats_bit_by_bit(tiny, triples, tmp_path, precisi
     history = dpo.train(one, triples, config, tmp_path / "a")
     assert without_time(dpo.train(other, triples, config, tmp_path / "b")) == without_time(history)
     assert same_weights(one, other)
-    assert history[0]["loss"] == pytest.approx(math.log(2), abs=1e-6)  # dropout is off although the model came in training mode
+    assert history[0]["loss"] == pytest.approx(
+        math.log(2), abs=1e-6
+    )  # dropout is off although the model came in training mode
     assert history[0]["margin"] == pytest.approx(0, abs=1e-6)
     assert history[-1]["loss"] < 0.6
     assert history[-1]["accuracy"] == 1
@@ -244,7 +287,12 @@ def test_trained_comes_from_the_store(tiny, tmp_path, monkeypatch):
     assert policy.fingerprint != tiny.fingerprint
     direct = copy.deepcopy(tiny.model)
     assert without_time(
-        dpo.train(direct, encode_pairs(tiny.tokenizer, pairs, config.max_prompt_tokens, config.max_new_tokens), config, tmp_path)
+        dpo.train(
+            direct,
+            encode_pairs(tiny.tokenizer, pairs, config.max_prompt_tokens, config.max_new_tokens),
+            config,
+            tmp_path,
+        )
     ) == without_time(history)
     assert same_weights(policy.model, direct)
 
@@ -285,14 +333,29 @@ def test_trained_goes_on_after_an_interruption(tiny_llama, tmp_path, monkeypatch
 
 @pytest.mark.parametrize("precompute", [False, True], ids=["reference in the loop", "precomputed"])
 def test_losses_equal_trl(tiny, triples, tmp_path, precompute):
-    config = DPOConfig(**{**vars(FAST), "steps": 20, "learning_rate": 3e-4, "warmup": 5, "max_grad_norm": 0.5})
+    config = DPOConfig(
+        **{**vars(FAST), "steps": 20, "learning_rate": 3e-4, "warmup": 5, "max_grad_norm": 0.5}
+    )
     ours = [row["loss"] for row in dpo.train(copy.deepcopy(tiny.model), triples, config, tmp_path)]
-    theirs = trl_runs.train(tiny.model, tiny.tokenizer, triples, config, tmp_path, precompute=precompute, gradient_checkpointing=False).losses
+    theirs = trl_runs.train(
+        tiny.model,
+        tiny.tokenizer,
+        triples,
+        config,
+        tmp_path,
+        precompute=precompute,
+        gradient_checkpointing=False,
+    ).losses
     assert ours == pytest.approx(theirs, abs=1e-4)
     assert ours[0] - ours[-1] > 0.05  # something was learned
 
 
 def test_autocast_keeps_the_weights_in_fp32(tiny_llama, tmp_path):
     model = copy.deepcopy(tiny_llama.model)
-    dpo.train(model, encode_pairs(tiny_llama.tokenizer, some_pairs(4), 10, 8), DPOConfig(**{**vars(FAST), "precision": "bf16", "steps": 1}), tmp_path)
+    dpo.train(
+        model,
+        encode_pairs(tiny_llama.tokenizer, some_pairs(4), 10, 8),
+        DPOConfig(**{**vars(FAST), "precision": "bf16", "steps": 1}),
+        tmp_path,
+    )
     assert {p.dtype for p in model.parameters()} == {torch.float32}

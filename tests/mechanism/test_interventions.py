@@ -16,7 +16,15 @@ from companion.lm import anatomy, tokens
 from companion.lm.activations import Recorder
 from companion.lm.generation import generate
 from companion.lm.models import LanguageModel
-from companion.mechanism.interventions import AblateValues, Patch, Positions, Replay, RescaleKeys, Subtract, applied
+from companion.mechanism.interventions import (
+    AblateValues,
+    Patch,
+    Positions,
+    Replay,
+    RescaleKeys,
+    Subtract,
+    applied,
+)
 
 IDS = torch.tensor([[72, 101, 108, 108, 111, 44, 32, 119], [84, 104, 101, 32, 99, 97, 116, 115]])
 NEW = 7
@@ -44,11 +52,18 @@ class Bridged(NamedTuple):
             made = generate(self.lm, prompts, new_tokens=NEW, recorder=recorder, batch_size=4)
         return made, recorder.sums
 
-    def seen(self, *interventions, positions=Positions.ALL) -> tuple[dict[int, torch.Tensor], list[torch.Tensor]]:
+    def seen(
+        self, *interventions, positions=Positions.ALL
+    ) -> tuple[dict[int, torch.Tensor], list[torch.Tensor]]:
         """Neuron activations and MLP outputs by layer."""
         passed: list[tuple[torch.Tensor, torch.Tensor]] = []
         sites = anatomy.neuron_sites(self.lm).values()
-        handles = [module.register_forward_hook(lambda _m, args, output: passed.append((args[0].clone(), output.clone()))) for module in sites]
+        handles = [
+            module.register_forward_hook(
+                lambda _m, args, output: passed.append((args[0].clone(), output.clone()))
+            )
+            for module in sites
+        ]
         self.logits(*interventions, positions=positions)
         for handle in handles:
             handle.remove()
@@ -66,7 +81,10 @@ def bridged(lm: LanguageModel, edit=None) -> Bridged:
 
 
 def mlps(model) -> list[nn.Module]:
-    return [block.mlp for block in (model.transformer.h if model.config.model_type == "gpt2" else model.model.layers)]
+    return [
+        block.mlp
+        for block in (model.transformer.h if model.config.model_type == "gpt2" else model.model.layers)
+    ]
 
 
 def zero_values(neurons: torch.Tensor):
@@ -94,7 +112,11 @@ def perturb(model) -> None:
 
 
 def hook_count(it: Bridged) -> int:
-    return sum(len(m._forward_pre_hooks) + len(m._forward_hooks) for root in (it.view, it.lm.model) for m in root.modules())
+    return sum(
+        len(m._forward_pre_hooks) + len(m._forward_hooks)
+        for root in (it.view, it.lm.model)
+        for m in root.modules()
+    )
 
 
 @pytest.fixture(scope="module")
@@ -126,7 +148,10 @@ def test_ablated_value_vectors_are_zeroed_weights(it, lively_lm, prompts):
         zeroed = bridged(lively_lm, zero_values(neurons))
         assert torch.equal(it.logits(AblateValues(neurons)), zeroed.logits())
         assert not torch.equal(it.logits(), zeroed.logits())
-        (made, sums), (expected, other) = it.generated(prompts, AblateValues(neurons)), zeroed.generated(prompts)
+        (made, sums), (expected, other) = (
+            it.generated(prompts, AblateValues(neurons)),
+            zeroed.generated(prompts),
+        )
         assert torch.equal(made.ids, expected.ids)
         assert torch.equal(sums.total[:, ~neurons], other.total[:, ~neurons])
         assert not sums.total[:, neurons].any()
@@ -164,7 +189,10 @@ def test_subtraction_moves_the_residual_stream(it):
     direction = torch.randn(32, generator=torch.Generator().manual_seed(3))
     for layer, module in enumerate(behind):
         read: list[torch.Tensor] = []
-        handle = module.register_forward_pre_hook(lambda _m, args, kwargs: read.append((args or (kwargs["hidden_states"],))[0].clone()), with_kwargs=True)
+        handle = module.register_forward_pre_hook(
+            lambda _m, args, kwargs: read.append((args or (kwargs["hidden_states"],))[0].clone()),
+            with_kwargs=True,
+        )
         plain = it.logits()
         moved = it.logits(Subtract(direction, 2.5, layer))
         wide = it.logits(Subtract(direction.double(), 2.5, layer))
@@ -208,7 +236,12 @@ def test_replay_refuses_another_text(it):
 
 @pytest.mark.parametrize("kind", ["ablate", "keys", "patch", "subtract"])
 def test_a_mask_changes_its_positions_and_what_follows(it, kind):
-    made = {"ablate": AblateValues(it.some()), "keys": RescaleKeys(it.some(), 5.0), "patch": Patch(it.some(), torch.ones(it.shape)), "subtract": None}
+    made = {
+        "ablate": AblateValues(it.some()),
+        "keys": RescaleKeys(it.some(), 5.0),
+        "patch": Patch(it.some(), torch.ones(it.shape)),
+        "subtract": None,
+    }
     one = made[kind] or Subtract(torch.ones(32), 3.0, 0)
     plain, mask = it.logits(), torch.zeros(IDS.shape, dtype=torch.bool)
     mask[0, 5] = True
@@ -217,7 +250,12 @@ def test_a_mask_changes_its_positions_and_what_follows(it, kind):
     assert (masked[0, 5:] != plain[0, 5:]).any(-1).all()
     assert torch.equal(it.logits(one, positions=~mask & mask), plain)
     first, last = (torch.arange(8).expand(2, 8) == position for position in (0, 7))
-    for positions, same in ((Positions.FIRST, first), (Positions.LAST, last), (Positions.ALL, first | True), (Positions.AFTER_FIRST, ~first)):
+    for positions, same in (
+        (Positions.FIRST, first),
+        (Positions.LAST, last),
+        (Positions.ALL, first | True),
+        (Positions.AFTER_FIRST, ~first),
+    ):
         assert torch.equal(it.logits(one, positions=positions), it.logits(one, positions=same))
     assert torch.equal(it.logits(one, positions=Positions.LAST)[:, :-1], plain[:, :-1])
 
@@ -230,7 +268,9 @@ def test_generated_positions_are_those_that_predict(it, prompts):
         row = list(prompt)
         for expected in ids[kept].tolist():
             mask = torch.arange(len(row))[None] >= len(prompt) - 1
-            assert it.logits(*interventions, positions=mask, ids=torch.tensor([row]))[0, -1].argmax() == expected
+            assert (
+                it.logits(*interventions, positions=mask, ids=torch.tensor([row]))[0, -1].argmax() == expected
+            )
             row.append(expected)
     assert not sums.total[:, it.some()].any()
     assert torch.equal(it.generated(prompts, *interventions, positions=Positions.LAST)[0].ids, made.ids)
@@ -240,7 +280,10 @@ def test_generated_positions_are_those_that_predict(it, prompts):
 def test_generated_positions_need_a_cache(it):
     with pytest.raises(CompanionError, match="while decoding with a cache"):
         it.logits(AblateValues(it.some()), positions=Positions.GENERATED)
-    with applied(it.view, AblateValues(it.some()), positions=Positions.GENERATED), pytest.raises(CompanionError, match="give a mask"):
+    with (
+        applied(it.view, AblateValues(it.some()), positions=Positions.GENERATED),
+        pytest.raises(CompanionError, match="give a mask"),
+    ):
         it.view(IDS)
 
 
@@ -329,8 +372,14 @@ def test_fingerprints_tell_interventions_apart(it):
             *(AblateValues(neurons.clone()) for neurons in (a, b)),
             *(RescaleKeys(neurons.clone(), factor) for neurons, factor in ((a, 2.0), (b, 2.0), (a, 2.5))),
             *(Patch(neurons.clone(), scale * values) for neurons, scale in ((a, 1), (b, 1), (a, 2))),
-            *(Subtract(sign * torch.ones(32), scale, layer) for sign, scale, layer in ((1, 1.0, 0), (-1, 1.0, 0), (1, 2.0, 0), (1, 1.0, 1))),
-            *(Replay(by_layer) for by_layer in ({0: recorded}, {1: recorded}, {0: 2 * recorded}, {0: recorded, 1: recorded})),
+            *(
+                Subtract(sign * torch.ones(32), scale, layer)
+                for sign, scale, layer in ((1, 1.0, 0), (-1, 1.0, 0), (1, 2.0, 0), (1, 1.0, 1))
+            ),
+            *(
+                Replay(by_layer)
+                for by_layer in ({0: recorded}, {1: recorded}, {0: 2 * recorded}, {0: recorded, 1: recorded})
+            ),
         ]
 
     found = [intervention.fingerprint for intervention in make()]
@@ -339,14 +388,21 @@ def test_fingerprints_tell_interventions_apart(it):
     other = torch.where(a, values, 7.0)  # values of neurons that are not patched do not count
     assert Patch(a, other).fingerprint == Patch(a, values).fingerprint
     assert RescaleKeys(a, 2).fingerprint == RescaleKeys(a, 2.0).fingerprint
-    assert Replay({1: recorded, 0: 2 * recorded}).fingerprint == Replay({0: 2 * recorded, 1: recorded}).fingerprint
+    assert (
+        Replay({1: recorded, 0: 2 * recorded}).fingerprint
+        == Replay({0: 2 * recorded, 1: recorded}).fingerprint
+    )
 
 
 def test_the_real_model(embedded_lm):
     real, texts = bridged(embedded_lm), ["The weather today is", "Once upon a time"]
     ids = torch.tensor([[504, 7362, 2966, 314]])
     neurons, plain = real.some(share=0.1), real.logits(ids=ids)
-    hooks, ablated, made = hook_count(real), real.logits(AblateValues(neurons), ids=ids), real.generated(texts, AblateValues(neurons))[0]
+    hooks, ablated, made = (
+        hook_count(real),
+        real.logits(AblateValues(neurons), ids=ids),
+        real.generated(texts, AblateValues(neurons))[0],
+    )
     assert hook_count(real) == hooks
     assert torch.equal(real.logits(ids=ids), plain) and not torch.equal(plain, ablated)
     with torch.no_grad():

@@ -40,11 +40,20 @@ def change(lively_lm, prompts, tmp_path, monkeypatch) -> tuple[Side, Side, torch
     monkeypatch.setenv("COMPANION_CACHE", str(tmp_path))
     other, task, d = perturbed(lively_lm, 0.1), Task(prompts, 6, 12), unit(32)
     text, sums = recording.write(lively_lm, task)
-    sides = Side(sums, neurons.projected(lively_lm, d)), Side(recording.read(other, task, text), neurons.projected(other, d))
+    sides = (
+        Side(sums, neurons.projected(lively_lm, d)),
+        Side(recording.read(other, task, text), neurons.projected(other, d)),
+    )
     return *sides, neurons.cosines(lively_lm, d)
 
 
-def synthetic(seed: int, mean: torch.Tensor | float = 0.0, blocks: int = 40, noise: float = 1.0, shape: tuple[int, int] = SHAPE) -> Sums:
+def synthetic(
+    seed: int,
+    mean: torch.Tensor | float = 0.0,
+    blocks: int = 40,
+    noise: float = 1.0,
+    shape: tuple[int, int] = SHAPE,
+) -> Sums:
     """Independent blocks of 10 tokens; ``noise`` is the standard deviation of a block's mean."""
     draws = torch.randn(blocks, *shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     return Sums(10 * (mean + noise * draws), torch.full((blocks,), 10), blocks)
@@ -65,7 +74,10 @@ def check_sum_of_projections(lm, prompts, folder, monkeypatch, new_tokens: int) 
     gpt2 = lm.model.config.model_type == "gpt2"
     mlps = [block.mlp for block in (lm.model.transformer.h if gpt2 else lm.model.model.layers)]
     outputs: list[torch.Tensor] = []
-    handles = [mlp.register_forward_hook(lambda _m, _a, out: outputs.append(out[:, -new_tokens:].double())) for mlp in mlps]
+    handles = [
+        mlp.register_forward_hook(lambda _m, _a, out: outputs.append(out[:, -new_tokens:].double()))
+        for mlp in mlps
+    ]
     sums = recording.read(lm, task, text)
     for handle in handles:
         handle.remove()
@@ -73,7 +85,9 @@ def check_sum_of_projections(lm, prompts, folder, monkeypatch, new_tokens: int) 
     written = torch.stack([out[text.mask[order]].mean(0) for out in outputs])
     bias = torch.stack([mlp.c_proj.bias.detach().double() @ d.double() for mlp in mlps]) if gpt2 else 0.0
     found = Side(sums, neurons.projected(lm, d)).projections.sum(-1) + bias
-    assert ((found - written @ d.double()).abs() / written.norm(dim=-1)).max() < 1e-5  # of the output's length: the projection may be near 0
+    assert (
+        (found - written @ d.double()).abs() / written.norm(dim=-1)
+    ).max() < 1e-5  # of the output's length: the projection may be near 0
 
 
 def test_projections_add_up_to_the_mlp_output(lively_lm, prompts, tmp_path, monkeypatch):
@@ -102,8 +116,18 @@ def test_projected_and_cosines(lively_lm):
 
 
 def test_groups_part_the_neurons():
-    cosine, mean = torch.tensor([[0.5, 0.5, -0.5, -0.5, 0.0, 0.5]]), torch.tensor([[2.0, -2.0, 2.0, -2.0, -1.0, 0.0]])
-    assert [Group(g).name for g in neurons.groups(cosine, mean)[0].tolist()] == ["TP", "TN", "AP", "AN", "AN", "TP"]
+    cosine, mean = (
+        torch.tensor([[0.5, 0.5, -0.5, -0.5, 0.0, 0.5]]),
+        torch.tensor([[2.0, -2.0, 2.0, -2.0, -1.0, 0.0]]),
+    )
+    assert [Group(g).name for g in neurons.groups(cosine, mean)[0].tolist()] == [
+        "TP",
+        "TN",
+        "AP",
+        "AN",
+        "AN",
+        "TP",
+    ]
 
 
 # value vector, activation before and after, and the two names
@@ -119,7 +143,9 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize(("u", "before", "after", "arrow", "magnitude"), CASES, ids=[case[3] for case in CASES])
+@pytest.mark.parametrize(
+    ("u", "before", "after", "arrow", "magnitude"), CASES, ids=[case[3] for case in CASES]
+)
 def test_roles_and_their_two_names(u, before, after, arrow, magnitude):
     u, before, after = (torch.tensor([[float(x)]]) for x in (u, before, after))
     reduction = (before - after) * u
@@ -132,8 +158,12 @@ def test_roles_and_their_two_names(u, before, after, arrow, magnitude):
 def test_every_role_has_its_names():
     assert [role.arrow for role in Role] == ["TP↓", "TN↓", "AP↓", "AN↓", "TP↑", "TN↑", "AP↑", "AN↑"]
     assert [role.magnitude for role in Role] == ["TP−", "TN+", "AP+", "AN−", "TP+", "TN−", "AP−", "AN+"]
-    assert [role.name for role in Role] == [f"{role.group.name}_{'REDUCES' if role.reduces else 'RAISES'}" for role in Role]
-    assert neurons.roles(torch.tensor([[0]]), torch.tensor([[0.0]])).item() == Role.TP_RAISES  # no change at all
+    assert [role.name for role in Role] == [
+        f"{role.group.name}_{'REDUCES' if role.reduces else 'RAISES'}" for role in Role
+    ]
+    assert (
+        neurons.roles(torch.tensor([[0]]), torch.tensor([[0.0]])).item() == Role.TP_RAISES
+    )  # no change at all
 
 
 # --- parts and account
@@ -142,7 +172,9 @@ def test_every_role_has_its_names():
 def test_parts_add_up(change):
     before, after, _ = change
     parts = neurons.parts(before, after)
-    torch.testing.assert_close(sum(parts.values()), before.projections - after.projections, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(
+        sum(parts.values()), before.projections - after.projections, rtol=1e-9, atol=1e-12
+    )
     assert all(part.abs().max() > 0 for part in parts.values())
     same_values = neurons.parts(before, dataclasses.replace(after, projected=before.projected))
     assert not same_values["value"].any() and not same_values["interaction"].any()
@@ -150,7 +182,9 @@ def test_parts_add_up(change):
     assert not same_activations["activation"].any() and not same_activations["interaction"].any()
 
 
-REDUCTIONS = hnp.arrays(np.float64, st.tuples(st.integers(1, 3), st.integers(1, 9)), elements=st.floats(-8, 8, width=32))
+REDUCTIONS = hnp.arrays(
+    np.float64, st.tuples(st.integers(1, 3), st.integers(1, 9)), elements=st.floats(-8, 8, width=32)
+)
 
 
 @given(REDUCTIONS, st.integers(0, 1000), st.booleans())
@@ -164,7 +198,9 @@ def test_account_adds_up(reduction, seed, elsewhere):
         of = reduction[group == g], reduces[group == g]
         assert found[f"gross_{g.name}"] == pytest.approx(of[0][of[1]].sum().item(), **close)
         assert found[f"raise_{g.name}"] == pytest.approx(-of[0][~of[1]].sum().item(), **close)
-        assert found[f"gross_{g.name}"] - found[f"raise_{g.name}"] == pytest.approx(found[f"net_{g.name}"], **close)
+        assert found[f"gross_{g.name}"] - found[f"raise_{g.name}"] == pytest.approx(
+            found[f"net_{g.name}"], **close
+        )
     for name in ("gross", "net"):
         assert sum(found[f"{name}_{g.name}"] for g in Group) == pytest.approx(found[name], **close)
         if abs(found[name]) > 1e-3:
@@ -177,7 +213,10 @@ def test_account_adds_up(reduction, seed, elsewhere):
 
 def test_swapping_the_models_turns_the_sign(change):
     before, after, cosine = change
-    forth, back = accounting.shares(before, after, cosine, resamples=5), accounting.shares(after, before, cosine, resamples=5)
+    forth, back = (
+        accounting.shares(before, after, cosine, resamples=5),
+        accounting.shares(after, before, cosine, resamples=5),
+    )
     assert forth["net"].value == pytest.approx(-back["net"].value)
     assert abs(forth["net"].value) > 0
     raised = sum(back[f"raise_{g.name}"].value for g in Group)
@@ -194,7 +233,9 @@ def test_a_longer_direction_scales_sums_and_leaves_shares(change):
         for name, estimate in one.items():
             factor = 1 if "share" in name or name == "reducing" else 7
             expected = [factor * end for end in (estimate.value, estimate.low, estimate.high)]
-            assert [other[name].value, other[name].low, other[name].high] == pytest.approx(expected, rel=1e-6, abs=1e-9)
+            assert [other[name].value, other[name].low, other[name].high] == pytest.approx(
+                expected, rel=1e-6, abs=1e-9
+            )
 
 
 # --- intervals and regression to the mean
@@ -202,7 +243,9 @@ def test_a_longer_direction_scales_sums_and_leaves_shares(change):
 
 def test_shares_of_a_real_effect():
     u = alternating()
-    mean = torch.where(torch.rand(SHAPE, generator=torch.Generator().manual_seed(0)) < 0.5, 3.0, -3.0).double()
+    mean = torch.where(
+        torch.rand(SHAPE, generator=torch.Generator().manual_seed(0)) < 0.5, 3.0, -3.0
+    ).double()
     before, after = Side(synthetic(1, mean), u), Side(synthetic(2, mean - 0.8 * u), u)
     found = accounting.shares(before, after, u)
     for estimate in found.values():
@@ -232,7 +275,9 @@ def test_noise_has_a_gross_reduction_and_halves_take_it_away(seed):
 @pytest.mark.parametrize("seed", [0, 10, 20])
 def test_other_prompts_regress_to_the_mean(seed):
     found = accounting.other_prompts(Side(synthetic(seed), alternating()), alternating())
-    towards, away = ([found[f"gross_share_{name}"] for name in names] for names in (("TP", "AN"), ("TN", "AP")))
+    towards, away = (
+        [found[f"gross_share_{name}"] for name in names] for names in (("TP", "AN"), ("TN", "AP"))
+    )
     assert min(e.value for e in towards) > 0.3 > 0.2 > max(e.value for e in away)
     assert min(e.low for e in towards) > max(e.high for e in away)
     assert found["net"].low < 0 < found["net"].high
@@ -242,8 +287,14 @@ def test_other_prompts_regress_to_the_mean(seed):
 @pytest.mark.parametrize("blocks", [2, 3, 7])
 def test_few_blocks_are_enough(blocks):
     side = Side(synthetic(0, blocks=blocks), alternating())
-    for found in (accounting.split_half(side, side, alternating(), resamples=5), accounting.other_prompts(side, alternating(), resamples=5)):
-        assert all(np.isfinite([found[name].value, found[name].low, found[name].high]).all() for name in ("gross", "net", "gross_TP"))
+    for found in (
+        accounting.split_half(side, side, alternating(), resamples=5),
+        accounting.other_prompts(side, alternating(), resamples=5),
+    ):
+        assert all(
+            np.isfinite([found[name].value, found[name].low, found[name].high]).all()
+            for name in ("gross", "net", "gross_TP")
+        )
 
 
 def test_the_seed_decides():
@@ -273,18 +324,28 @@ def test_table(change):
     assert len(table) == layers * width
     assert (table.layer * width + table["index"] == np.arange(len(table))).all()
     assert not table.isna().any().any()
-    assert table.reduction.sum() == pytest.approx(accounting.shares(before, after, cosine, resamples=2)["net"].value)
-    np.testing.assert_allclose(table.reduction, table.activation + table.value + table.interaction, rtol=1e-6, atol=1e-9)
+    assert table.reduction.sum() == pytest.approx(
+        accounting.shares(before, after, cosine, resamples=2)["net"].value
+    )
+    np.testing.assert_allclose(
+        table.reduction, table.activation + table.value + table.interaction, rtol=1e-6, atol=1e-9
+    )
     np.testing.assert_allclose(table.reduction, table.p_before - table.p_after, rtol=1e-9, atol=1e-12)
     assert (table.low <= table.high).all()
     row = table.iloc[width + 3]  # layer 1, neuron 3
-    assert (row.layer, row["index"]) == (1, 3) and row.before == before.sums.mean[1, 3].item() and row.p_after == after.projections[1, 3].item()
+    assert (
+        (row.layer, row["index"]) == (1, 3)
+        and row.before == before.sums.mean[1, 3].item()
+        and row.p_after == after.projections[1, 3].item()
+    )
     assert ((table.cosine > 0) == table.group.str.startswith("T")).all()
     assert ((table.before < 0) == table.group.str.endswith("N")).all()
     assert (table.role == table.group + np.where(table.reduction > 0, "↓", "↑")).all()
     found = accounting.shares(before, after, cosine, resamples=2)
     for g in Group:
-        assert table.reduction[table.role == f"{g.name}↓"].sum() == pytest.approx(found[f"gross_{g.name}"].value)
+        assert table.reduction[table.role == f"{g.name}↓"].sum() == pytest.approx(
+            found[f"gross_{g.name}"].value
+        )
 
 
 def test_intervals_of_the_table_hold_the_truth_nine_times_in_ten():

@@ -39,7 +39,9 @@ def rows(lively_lm, prompts) -> list[list[int]]:
 
 
 def test_seed_decides(lively_lm, direction, rows):
-    one, again, other = (sample(lively_lm, direction, rows, QUICK, toxic=True, new_tokens=NEW, seed=seed) for seed in (0, 0, 1))
+    one, again, other = (
+        sample(lively_lm, direction, rows, QUICK, toxic=True, new_tokens=NEW, seed=seed) for seed in (0, 0, 1)
+    )
     assert torch.equal(one, again)
     assert one.shape == (len(rows), NEW)
     assert (one != other).any()
@@ -49,7 +51,9 @@ def test_seed_decides(lively_lm, direction, rows):
 def test_batched_equals_one_by_one(lively_lm, direction, rows, toxic):
     settings = PPLM(iterations=2, top_k=1, step_size=0.2)
     together = sample(lively_lm, direction, rows, settings, toxic=toxic, new_tokens=NEW, seed=0)
-    alone = [sample(lively_lm, direction, [row], settings, toxic=toxic, new_tokens=NEW, seed=0) for row in rows]
+    alone = [
+        sample(lively_lm, direction, [row], settings, toxic=toxic, new_tokens=NEW, seed=0) for row in rows
+    ]
     assert torch.equal(together, torch.cat(alone))
 
 
@@ -64,7 +68,11 @@ def greedy_without_end(lm, row: list[int]) -> list[int]:
     return ids[len(row) :]
 
 
-@pytest.mark.parametrize("settings", [PPLM(iterations=0, top_k=1), PPLM(iterations=2, gm_scale=0.0, top_k=1)], ids=["no steps", "no share"])
+@pytest.mark.parametrize(
+    "settings",
+    [PPLM(iterations=0, top_k=1), PPLM(iterations=2, gm_scale=0.0, top_k=1)],
+    ids=["no steps", "no share"],
+)
 def test_without_steering_it_is_greedy_decoding(lively_lm, direction, rows, settings):
     ids = sample(lively_lm, direction, rows, settings, toxic=True, new_tokens=NEW, seed=0)
     assert ids.tolist() == [greedy_without_end(lively_lm, row) for row in rows]
@@ -94,7 +102,13 @@ def test_steering_moves_the_text_towards_the_probe(tiny, rows):
     for seed in range(3):
         probe = random_probe(tiny, seed)
         towards, away = (
-            verdict(tiny, probe, rows, sample(tiny, probe, rows, PPLM(iterations=3), toxic=toxic, new_tokens=NEW, seed=seed)) for toxic in (True, False)
+            verdict(
+                tiny,
+                probe,
+                rows,
+                sample(tiny, probe, rows, PPLM(iterations=3), toxic=toxic, new_tokens=NEW, seed=seed),
+            )
+            for toxic in (True, False)
         )
         assert towards > away
 
@@ -110,7 +124,9 @@ def test_steps_lower_the_loss(lively_lm, rows):
             _, plain, _ = step.forward(cache, batch.ids[:, -1:], batch.mask)
         moved = step.perturb(cache, batch.ids[:, -1:], batch.mask, plain, pooled, 0)
         with torch.no_grad():
-            before, after = (step._loss(c, batch.ids[:, -1:], batch.mask, plain, pooled, 0) for c in (cache, moved))
+            before, after = (
+                step._loss(c, batch.ids[:, -1:], batch.mask, plain, pooled, 0) for c in (cache, moved)
+            )
         assert after < before
         real = batch.mask[:, None, :-1, None]
         for (k, v), (k2, v2) in zip(cache, moved, strict=True):
@@ -124,8 +140,14 @@ def test_steps_lower_the_loss(lively_lm, rows):
 def test_larger_kl_scale_stays_nearer(lively_lm, direction, rows):
     def share(kl_scale: float) -> float:
         settings = PPLM(iterations=4, kl_scale=kl_scale, top_k=1, step_size=0.3)
-        plain = sample(lively_lm, direction, rows, PPLM(iterations=0, top_k=1), toxic=True, new_tokens=1, seed=0)
-        return float((sample(lively_lm, direction, rows, settings, toxic=True, new_tokens=1, seed=0) == plain).float().mean())
+        plain = sample(
+            lively_lm, direction, rows, PPLM(iterations=0, top_k=1), toxic=True, new_tokens=1, seed=0
+        )
+        return float(
+            (sample(lively_lm, direction, rows, settings, toxic=True, new_tokens=1, seed=0) == plain)
+            .float()
+            .mean()
+        )
 
     assert share(1000.0) >= share(0.0)
     assert share(1000.0) >= 0.5
@@ -140,7 +162,9 @@ def test_model_is_untouched(lively_lm, direction, rows):
 
 
 def test_single_token_prompts(lively_lm, direction):
-    ids = sample(lively_lm, direction, [[5], [9]], PPLM(iterations=0, top_k=1), toxic=True, new_tokens=NEW, seed=0)
+    ids = sample(
+        lively_lm, direction, [[5], [9]], PPLM(iterations=0, top_k=1), toxic=True, new_tokens=NEW, seed=0
+    )
     assert ids.tolist() == [greedy_without_end(lively_lm, row) for row in ([5], [9])]
 
 
@@ -166,12 +190,21 @@ def test_steered_reads_unusual_line_breaks_back(lively_lm, direction, tmp_path, 
     decoded = iter(texts)
     monkeypatch.setattr(pplm, "sample", lambda *args, **kwargs: ids)
     monkeypatch.setattr(lively_lm.tokenizer, "decode", lambda *args, **kwargs: next(decoded))
-    common = {"settings": QUICK, "toxic": True, "new_tokens": 1, "seed": 0, "batch_size": 2, "path": tmp_path / "steered.jsonl"}
+    common = {
+        "settings": QUICK,
+        "toxic": True,
+        "new_tokens": 1,
+        "seed": 0,
+        "batch_size": 2,
+        "path": tmp_path / "steered.jsonl",
+    }
     assert steered(lively_lm, direction, [[1]] * 4, **common) == texts
     assert steered(lively_lm, direction, [[1]] * 4, **common) == texts
 
 
-TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=12) | st.sampled_from(["\u2028", "\x85", "\r\n", "\x1d", '"\\'])
+TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=12) | st.sampled_from(
+    ["\u2028", "\x85", "\r\n", "\x1d", '"\\']
+)
 PAIR = st.builds(Pair, TEXT, TEXT, TEXT, st.floats(0, 1), st.floats(0, 1))
 
 
@@ -199,14 +232,32 @@ class ByteScorer:
 
 def test_make_pairs(lively_lm, direction, prompts, tmp_path, monkeypatch):
     plain = generate(lively_lm, prompts, new_tokens=NEW)
-    monkeypatch.setattr(lively_lm.model.generation_config, "eos_token_id", [0, int(plain.ids[2, 1])])  # this prompt's greedy text ends early
+    monkeypatch.setattr(
+        lively_lm.model.generation_config, "eos_token_id", [0, int(plain.ids[2, 1])]
+    )  # this prompt's greedy text ends early
     greedy = generate(lively_lm, prompts, new_tokens=NEW)
     whole = greedy.mask.all(dim=1).tolist()
     assert 0 < sum(whole) < len(prompts)
-    scorer, common = ByteScorer(), {"settings": QUICK, "rounds": 2, "new_tokens": NEW, "max_prompt_tokens": 50, "seed": 0, "folder": tmp_path}
-    made = {margin: make_pairs(lively_lm, direction, prompts, scorer, margin=margin, **common) for margin in (-1.0, 0.2)}
+    scorer, common = (
+        ByteScorer(),
+        {
+            "settings": QUICK,
+            "rounds": 2,
+            "new_tokens": NEW,
+            "max_prompt_tokens": 50,
+            "seed": 0,
+            "folder": tmp_path,
+        },
+    )
+    made = {
+        margin: make_pairs(lively_lm, direction, prompts, scorer, margin=margin, **common)
+        for margin in (-1.0, 0.2)
+    }
 
-    civil, *toxic = (json.loads((tmp_path / name).read_text(encoding="utf-8")) for name in ("civil.jsonl", "toxic_0.jsonl", "toxic_1.jsonl"))
+    civil, *toxic = (
+        json.loads((tmp_path / name).read_text(encoding="utf-8"))
+        for name in ("civil.jsonl", "toxic_0.jsonl", "toxic_1.jsonl")
+    )
     score = {text: scorer([text])[0] for text in (*civil, *toxic[0], *toxic[1], *greedy.texts)}
     for margin, found in made.items():
         expected = []

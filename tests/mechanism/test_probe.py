@@ -23,7 +23,11 @@ from companion.mechanism.probe import Probe
 # --- features
 
 
-@given(st.lists(st.integers(1, 7), min_size=1, max_size=5), st.sampled_from(["left", "right"]), st.integers(0, 99))
+@given(
+    st.lists(st.integers(1, 7), min_size=1, max_size=5),
+    st.sampled_from(["left", "right"]),
+    st.integers(0, 99),
+)
 def test_pool_ignores_padding_and_the_first_token(lengths, side, seed):
     generator = torch.Generator().manual_seed(seed)
     batch = tokens.pad([[1] * n for n in lengths], side)
@@ -48,9 +52,16 @@ def test_features_batched_equal_single(lively_lm, prompts):
 
 def test_features_are_what_enters_the_block(lively_lm):
     text, seen = "The cat sat on the mat", {}
-    blocks = lively_lm.model.transformer.h if lively_lm.model.config.model_type == "gpt2" else lively_lm.model.model.layers
+    blocks = (
+        lively_lm.model.transformer.h
+        if lively_lm.model.config.model_type == "gpt2"
+        else lively_lm.model.model.layers
+    )
     handles = [
-        b.register_forward_pre_hook(lambda _m, args, kwargs, i=i: seen.__setitem__(i, (args or [kwargs["hidden_states"]])[0]), with_kwargs=True)
+        b.register_forward_pre_hook(
+            lambda _m, args, kwargs, i=i: seen.__setitem__(i, (args or [kwargs["hidden_states"]])[0]),
+            with_kwargs=True,
+        )
         for i, b in enumerate(blocks)
     ]
     lively_lm.model(torch.tensor(tokens.encode(lively_lm.tokenizer, [text])))
@@ -63,7 +74,9 @@ def test_features_are_what_enters_the_block(lively_lm):
 
 def test_features_cut_long_texts(lively_lm):
     long = "abcdefghij" * 20
-    torch.testing.assert_close(probe.features(lively_lm, [long], [1]), probe.features(lively_lm, [long[: probe.MAX_TOKENS]], [1]))
+    torch.testing.assert_close(
+        probe.features(lively_lm, [long], [1]), probe.features(lively_lm, [long[: probe.MAX_TOKENS]], [1])
+    )
 
 
 @pytest.mark.parametrize("offset", [0, 1, -100])
@@ -79,7 +92,13 @@ def planted(n: int = 600, d: int = 16, shift: float = 2.0):
     generator = torch.Generator().manual_seed(0)
     direction = torch.nn.functional.normalize(torch.randn(d, generator=generator), dim=0)
     labels = np.arange(n) % 2
-    return torch.randn(n, d, generator=generator) * 3 + 7 + shift * 3 * torch.outer(torch.tensor(labels) - 0.5, direction), labels, direction
+    return (
+        torch.randn(n, d, generator=generator) * 3
+        + 7
+        + shift * 3 * torch.outer(torch.tensor(labels) - 0.5, direction),
+        labels,
+        direction,
+    )
 
 
 def test_probe_recovers_a_planted_direction():
@@ -143,13 +162,22 @@ def test_svd_directions_are_orthonormal_and_ordered(n, d, seed):
 
 
 def test_svd_direction_at_right_angles_to_the_mean_has_length_one():
-    directions = probe.svd_directions(torch.tensor([[1.0, 2.0, 2.0], [-1.0, -2.0, -2.0]]), 1)  # their mean is 0: no sign to agree with
+    directions = probe.svd_directions(
+        torch.tensor([[1.0, 2.0, 2.0], [-1.0, -2.0, -2.0]]), 1
+    )  # their mean is 0: no sign to agree with
     torch.testing.assert_close(directions.abs(), torch.tensor([[1.0, 2.0, 2.0]]) / 3)
 
 
 def gemma(tokenizer) -> LanguageModel:
     config = GemmaConfig(
-        vocab_size=257, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, head_dim=8, pad_token_id=0
+        vocab_size=257,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        pad_token_id=0,
     )
     torch.manual_seed(0)
     return LanguageModel("tiny-gemma", GemmaForCausalLM(config).eval(), tokenizer, "")
@@ -178,7 +206,10 @@ def test_neuron_activations_times_value_vectors_are_the_mlp_output(lively_lm):
     mlps = [b.mlp for b in (lively_lm.model.transformer.h if gpt2 else lively_lm.model.model.layers)]
     sites, inputs, outputs = neuron_sites(lively_lm), {}, []
     assert list(sites) == [f"blocks.{layer}.mlp.hook_post" for layer in range(lively_lm.n_layers)]
-    handles = [m.register_forward_pre_hook(lambda _m, args, name=name: inputs.__setitem__(name, args[0])) for name, m in sites.items()]
+    handles = [
+        m.register_forward_pre_hook(lambda _m, args, name=name: inputs.__setitem__(name, args[0]))
+        for name, m in sites.items()
+    ]
     handles += [m.register_forward_hook(lambda _m, _a, out: outputs.append(out)) for m in mlps]
     with torch.no_grad():
         lively_lm.model(torch.tensor([[5, 6, 7, 8, 9]]))
@@ -216,7 +247,10 @@ def test_bridge_is_a_view(tiny):
 def test_bridge_hook_post_is_the_input_of_neuron_sites(tiny):
     lm = lively(tiny)
     ids, seen = torch.tensor([[5, 6, 7, 8, 9]]), {}
-    handles = [m.register_forward_pre_hook(lambda _m, args, name=name: seen.__setitem__(name, args[0])) for name, m in neuron_sites(lm).items()]
+    handles = [
+        m.register_forward_pre_hook(lambda _m, args, name=name: seen.__setitem__(name, args[0]))
+        for name, m in neuron_sites(lm).items()
+    ]
     with torch.no_grad():
         lm.model(ids)
     for handle in handles:

@@ -64,14 +64,18 @@ def test_matched_neurons_are_others_of_the_same_norms(s, monkeypatch):
     vectors = torch.randn(4, 500, 8, generator=torch.Generator().manual_seed(0))
     monkeypatch.setattr(neurons, "value_vectors", lambda _lm: iter(vectors))
     norm = vectors.norm(dim=-1)
-    chosen = top(norm + torch.rand(norm.shape, generator=torch.Generator().manual_seed(1)), 150)  # long ones: a random set would be shorter
+    chosen = top(
+        norm + torch.rand(norm.shape, generator=torch.Generator().manual_seed(1)), 150
+    )  # long ones: a random set would be shorter
     found = matched(s, chosen, 0)
     assert not (found & chosen).any()
     assert 50 <= found.sum() <= 150  # the longest have few counterparts
     assert norm[found].mean() > norm.mean() + norm.std()
     some = torch.rand(norm.shape, generator=torch.Generator().manual_seed(2)) < 0.1
     found = matched(s, some, 0)
-    assert found.sum() == some.sum() and norm[found].mean() == pytest.approx(norm[some].mean().item(), rel=0.01)
+    assert found.sum() == some.sum() and norm[found].mean() == pytest.approx(
+        norm[some].mean().item(), rel=0.01
+    )
     assert matched(s, some, 0).equal(found) and not matched(s, some, 1).equal(found)
     among = torch.rand(norm.shape, generator=torch.Generator().manual_seed(3)) < 0.5
     assert not (matched(s, some, 0, among) & ~among).any()
@@ -97,7 +101,9 @@ def test_editing_takes_its_share_of_every_group(s, random):
         torch.testing.assert_close(patch.values[members], s.base_mean[members] * factor[g])
         inside, outside = s.cosine[patch.neurons & members].abs(), s.cosine[members & ~patch.neurons].abs()
         if not random:
-            assert inside.min() >= outside.max() if g in (Group.TP, Group.AN) else inside.max() <= outside.min()
+            assert (
+                inside.min() >= outside.max() if g in (Group.TP, Group.AN) else inside.max() <= outside.min()
+            )
     clamp = edited(s, s.cosine, 0.0, 0.5)
     assert clamp.values.equal(s.base_mean)
 
@@ -113,7 +119,10 @@ def test_every_trial_has_a_name_of_its_own(s):
 def test_a_calibrated_subtraction_costs_what_it_may(embedded_lm):
     """On the real model: a random one may even profit from a subtraction."""
     lm = dataclasses.replace(embedded_lm, model=copy.deepcopy(embedded_lm.model))
-    view, windows = anatomy.bridge(lm), perplexity.windows(lm, by_profile.prose(profiles.load("embedded"), "dev"), 48, 3)
+    view, windows = (
+        anatomy.bridge(lm),
+        perplexity.windows(lm, by_profile.prose(profiles.load("embedded"), "dev"), 48, 3),
+    )
     direction = torch.randn(lm.model.config.hidden_size, generator=torch.Generator().manual_seed(0))
     step = calibrated(lm, view, direction / direction.norm(), windows, 0.1)
     plain, count = perplexity.cross_entropy(lm, windows)
@@ -134,13 +143,19 @@ def test_an_exam_without_interventions_is_the_plain_model(s, exam, views):
 
 def test_outcomes_are_kept_by_intervention_and_positions(s, exam, views, monkeypatch):
     some = top(s.cosine, 40)
-    asked = [((AblateValues(some),), {}), ((AblateValues(~some),), {}), ((AblateValues(some),), {"reading": Positions.FIRST})]
+    asked = [
+        ((AblateValues(some),), {}),
+        ((AblateValues(~some),), {}),
+        ((AblateValues(some),), {"reading": Positions.FIRST}),
+    ]
     first = [examine(s.lm, views[0], exam, s.scorer, *given, **where) for given, where in asked]
     assert len({tuple(o.nll) for o in first}) == 3
     for module, name in ((generation, "generate"), (perplexity, "cross_entropy")):
         monkeypatch.setattr(module, name, lambda *_a, **_k: pytest.fail("not from the store"))
     again = [examine(s.lm, views[0], exam, s.scorer, *given, **where) for given, where in asked]
-    assert [o.texts for o in again] == [o.texts for o in first] and all((a.nll == b.nll).all() for a, b in zip(again, first, strict=True))
+    assert [o.texts for o in again] == [o.texts for o in first] and all(
+        (a.nll == b.nll).all() for a, b in zip(again, first, strict=True)
+    )
 
 
 def test_trials_run_on_the_model_they_name(s, exam, views):
@@ -149,7 +164,10 @@ def test_trials_run_on_the_model_they_name(s, exam, views):
 
 
 def test_draws_are_averaged_by_prompt():
-    one, other = (Outcome(["a", "b"], np.array(t), np.array([0.5, 0.5]), np.array([1.0, 1.0]), np.array([3, 3])) for t in ([0.0, 1.0], [0.5, 0.0]))
+    one, other = (
+        Outcome(["a", "b"], np.array(t), np.array([0.5, 0.5]), np.array([1.0, 1.0]), np.array([3, 3]))
+        for t in ([0.0, 1.0], [0.5, 0.0])
+    )
     mean = mean_over_draws([one, other])
     assert mean.toxicity.tolist() == [0.25, 0.5] and mean.count.tolist() == [3, 3]
     assert mean.summary(one)["toxicity"].n == 2

@@ -69,8 +69,21 @@ def train(
     """Train a copy of ``model``. ``precompute`` gives the reference's log-probabilities before training, else in the loop."""
     start = time.perf_counter()
     policy = copy.deepcopy(model)
-    order = [i for batch in schedule_batches(len(triples), config.batch_size, config.steps, config.seed) for i in batch]
-    rows = Dataset.from_list([{"prompt_ids": triples[i].prompt, "chosen_ids": triples[i].chosen, "rejected_ids": triples[i].rejected} for i in order])
+    order = [
+        i
+        for batch in schedule_batches(len(triples), config.batch_size, config.steps, config.seed)
+        for i in batch
+    ]
+    rows = Dataset.from_list(
+        [
+            {
+                "prompt_ids": triples[i].prompt,
+                "chosen_ids": triples[i].chosen,
+                "rejected_ids": triples[i].rejected,
+            }
+            for i in order
+        ]
+    )
     optimizer = torch.optim.RMSprop(policy.parameters(), lr=config.learning_rate)
     warm_up = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / config.warmup))
     arguments = TRLConfig(

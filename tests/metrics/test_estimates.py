@@ -29,7 +29,9 @@ def test_interval_of_a_mean_covers():
     for i in range(draws):
         estimate = estimates.mean(generator.exponential(size=60), seed=i)
         hits += estimate.low <= 1 <= estimate.high
-    assert 0.88 <= hits / draws <= 0.985  # nominal .95; percentile intervals of 60 skewed numbers are a little short
+    assert (
+        0.88 <= hits / draws <= 0.985
+    )  # nominal .95; percentile intervals of 60 skewed numbers are a little short
 
 
 def test_interval_of_a_ratio_covers():
@@ -46,7 +48,9 @@ def test_interval_of_any_statistic_covers():
     generator, hits, draws = np.random.default_rng(2), 0, 200
     for i in range(draws):
         values = generator.normal(size=50)
-        estimate = estimates.bootstrap(lambda rows, values=values: np.median(values[rows]), 50, seed=i, resamples=300)
+        estimate = estimates.bootstrap(
+            lambda rows, values=values: np.median(values[rows]), 50, seed=i, resamples=300
+        )
         hits += estimate.low <= 0 <= estimate.high
     assert 0.89 <= hits / draws <= 0.99
 
@@ -99,7 +103,9 @@ def test_ratio_refuses(a, b):
 def test_relative_drop():
     halved = estimates.relative_drop([0.2, 0.8, 0.4], [0.1, 0.4, 0.2])
     assert (halved.value, halved.low, halved.high) == pytest.approx((0.5, 0.5, 0.5))
-    assert estimates.relative_drop([1.0, 3.0], [2.0, 0.0]).value == pytest.approx(0.5)  # of the means, not of each
+    assert estimates.relative_drop([1.0, 3.0], [2.0, 0.0]).value == pytest.approx(
+        0.5
+    )  # of the means, not of each
     worse = estimates.relative_drop([0.1, 0.1], [0.2, 0.1])
     assert worse.value == pytest.approx(-0.5)
     assert worse.low < worse.value < worse.high
@@ -126,7 +132,9 @@ def test_expected_maximum_and_probability_by_hand():
 def test_auc_equals_scikit_learn(seed):
     generator = np.random.default_rng(seed)
     labels = generator.integers(0, 2, 60)
-    scores = generator.integers(0, 8, 60) + 2.0 * labels if seed % 2 else generator.normal(size=60) + labels  # ties in every second
+    scores = (
+        generator.integers(0, 8, 60) + 2.0 * labels if seed % 2 else generator.normal(size=60) + labels
+    )  # ties in every second
     estimate = estimates.auc(labels, scores)
     assert estimate.value == pytest.approx(roc_auc_score(labels, scores))
     assert estimate.low < estimate.value < estimate.high
@@ -174,14 +182,18 @@ def test_perplexity_of_uniform_logits_is_the_vocabulary(tiny):
     flat = copy.deepcopy(tiny.model)
     torch.nn.init.zeros_(flat.get_input_embeddings().weight)  # tied: the unembedding, too
     estimate = perplexity.perplexity(dataclasses.replace(tiny, model=flat), WINDOWS)
-    assert (estimate.value, estimate.low, estimate.high) == pytest.approx((tiny.model.config.vocab_size,) * 3, rel=1e-5)
+    assert (estimate.value, estimate.low, estimate.high) == pytest.approx(
+        (tiny.model.config.vocab_size,) * 3, rel=1e-5
+    )
 
 
 def test_perplexity_weighs_tokens_not_windows(lively_lm):
     nll, counts = perplexity.cross_entropy(lively_lm, WINDOWS[:2])
     estimate = perplexity.perplexity(lively_lm, WINDOWS[:2])
     assert estimate.value == pytest.approx(math.exp(nll.sum() / counts.sum()))
-    assert estimate.low == pytest.approx(math.exp(min(nll / counts)), rel=1e-6)  # with two windows, .025 lies at an end
+    assert estimate.low == pytest.approx(
+        math.exp(min(nll / counts)), rel=1e-6
+    )  # with two windows, .025 lies at an end
     assert estimate.high == pytest.approx(math.exp(max(nll / counts)), rel=1e-6)
 
 
@@ -219,7 +231,15 @@ def test_f1_by_hand(prediction, reference, expected):
 
 @pytest.mark.parametrize(
     ("ids", "n", "expected"),
-    [([1, 2, 3, 4], 2, 0), ([1, 1, 1, 1], 2, 2 / 3), ([1, 2, 1, 2], 2, 1 / 3), ([1, 2, 1, 2], 1, 1 / 2), ([1, 2, 1, 2, 1], 3, 1 / 3), ([5], 2, 0), ([], 2, 0)],
+    [
+        ([1, 2, 3, 4], 2, 0),
+        ([1, 1, 1, 1], 2, 2 / 3),
+        ([1, 2, 1, 2], 2, 1 / 3),
+        ([1, 2, 1, 2], 1, 1 / 2),
+        ([1, 2, 1, 2, 1], 3, 1 / 3),
+        ([5], 2, 0),
+        ([], 2, 0),
+    ],
 )
 def test_repetition_by_hand(ids, n, expected):
     assert text.repetition(ids, n) == pytest.approx(expected)

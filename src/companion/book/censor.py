@@ -11,19 +11,10 @@ STRONG = (
     "(?<!s)nigg(?=a(?!rd)|er|uh)|faggot|retard(?!ant)|trann(?=y|ies)|kike"
 )
 
-
 SHORT = "ass|arse|dick|cock|prick|tits|titties|spic(?!es)|chink|crap|fag|damn|turd"
-
-
 BEFORE = "dumb|jack|bad|smart|fat|lard|lazy|hard|kick|candy|god"
-
-
 AFTER = "s|es|ed|ing|it|py|hat|hats|wipe|wipes|hole|holes|head|heads|face|sucker|suckers|sucking"
-
-
 _WORD = re.compile(rf"\b(\w*?)({STRONG})(\w*)", re.IGNORECASE)
-
-
 _FORM = re.compile(rf"\b((?:{BEFORE})?)({SHORT})((?:{AFTER})?)\b", re.IGNORECASE)
 
 

@@ -55,9 +55,22 @@ def compare(results: dict) -> tuple[list[Row], list[str]]:
     rows = []
     for name, found in results["results"].items():
         entry = baseline.get(name, {})
-        rows.append(Row(name, found, entry.get("value"), entry.get("tolerance"), entry.get("reason", ""), _published(entry.get("published"), published)))
+        rows.append(
+            Row(
+                name,
+                found,
+                entry.get("value"),
+                entry.get("tolerance"),
+                entry.get("reason", ""),
+                _published(entry.get("published"), published),
+            )
+        )
     chapters = {entry["chapter"] for entry in results["results"].values()}
-    missing = [name for name, entry in baseline.items() if entry["chapter"] in chapters and name not in results["results"]]
+    missing = [
+        name
+        for name, entry in baseline.items()
+        if entry["chapter"] in chapters and name not in results["results"]
+    ]
     return rows, missing
 
 
@@ -84,10 +97,14 @@ def table(rows: list[Row]) -> Table:
         f = row.found
         interval = f"[{_number(f['low'])}, {_number(f['high'])}]" if "low" in f else ""
         verdict = {None: Text(), True: Text("same", "green"), False: Text("differs", "red")}[row.ok]
-        expected, tolerance = ("", "") if row.expected is None else (f"{row.expected:.4g}", f"± {row.tolerance:.3g}")
+        expected, tolerance = (
+            ("", "") if row.expected is None else (f"{row.expected:.4g}", f"± {row.tolerance:.3g}")
+        )
         value, n = _number(f["value"]), str(f.get("n", ""))
         cells = (row.name, value, interval, n, expected, tolerance, verdict, row.published)
-        shown.add_row(*(Text(cell) if isinstance(cell, str) else cell for cell in cells))  # a string would be markup
+        shown.add_row(
+            *(Text(cell) if isinstance(cell, str) else cell for cell in cells)
+        )  # a string would be markup
     return shown
 
 
@@ -108,19 +125,32 @@ TOLERANCES = (
         2e-2,
         "training amplifies another processor's rounding; beyond its own interval it would be another result",
     ),
-    ("^experts_live|^evaluation_meeting", 1, 2e-2, "training amplifies another processor's rounding; beyond its own interval it would be another result"),
-    ("^marco_(fail|harmless|toxic|gap|touched|lost)", 0.5, 6e-2, "a share of few sentences, of which another processor may flip one or two at a near tie"),
-    ("^(experts|marco|evaluation)_", 0.5, 1e-2, "another processor may flip near ties in what is masked and written; half of its own interval"),
+    (
+        "^experts_live|^evaluation_meeting",
+        1,
+        2e-2,
+        "training amplifies another processor's rounding; beyond its own interval it would be another result",
+    ),
+    (
+        "^marco_(fail|harmless|toxic|gap|touched|lost)",
+        0.5,
+        6e-2,
+        "a share of few sentences, of which another processor may flip one or two at a near tie",
+    ),
+    (
+        "^(experts|marco|evaluation)_",
+        0.5,
+        1e-2,
+        "another processor may flip near ties in what is masked and written; half of its own interval",
+    ),
     ("_control$", 1, 2e-2, "the noise is scaled to the size of the trained change"),
     ("cosine", 0, 1e-2, "logistic regression in fp32; the random directions are seeded"),
     ("", 0.25, 1e-3, "fp32 and deterministic; another processor may flip a near-tie of greedy decoding"),
 )
 
-
 # Counterparts in the papers' tables for GPT-2 medium: beginnings of names, and the row (source, table, intervention).
 # The metric comes between beginning and end: ablation_toxicity_100, ablation_perplexity_100 and ablation_f1_100 are one row.
 LEE, YANG = ("lee2024", "Table 2"), ("yang2024v1", "Table 1")
-
 
 PUBLISHED = {
     ("setting", ""): (*LEE, "none"),
@@ -129,7 +159,10 @@ PUBLISHED = {
     ("ablation", "_base"): (*YANG, "none"),
     ("ablation", "_dpo"): (*YANG, "DPO"),
     **{("ablation", f"_{n}"): (*YANG, f"ablate top {n} toxic vectors") for n in (100, 200, 1000)},
-    **{("ablation", f"_positive_{n}"): (*YANG, f"ablate top {n} positively activated") for n in (100, 200, 1000, 2000)},
+    **{
+        ("ablation", f"_positive_{n}"): (*YANG, f"ablate top {n} positively activated")
+        for n in (100, 200, 1000, 2000)
+    },
     ("ablation", "_subtract_w"): (*LEE, "subtract probe"),
     ("ablation", "_subtract_value"): (*LEE, "subtract value vector 19/770"),
     ("ablation", "_subtract_svd"): (*LEE, "subtract SVD U0"),
@@ -147,12 +180,18 @@ def update_baseline(folder: Path) -> None:
     baseline = {name: entry for name, entry in old.items() if entry["chapter"] not in chapters}
     for name, found in results["results"].items():
         if found["value"] is not None:
-            entry = {**(old.get(name) or first_tolerance(name, found)), "value": found["value"], "chapter": found["chapter"]}
+            entry = {
+                **(old.get(name) or first_tolerance(name, found)),
+                "value": found["value"],
+                "chapter": found["chapter"],
+            }
             if key := published_key(name):
                 entry["published"] = key
             baseline[name] = entry
     path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps(dict(sorted(baseline.items())), indent=1) + "\n", encoding="utf-8")  # sorted: a difference shows what moved
+    path.write_text(
+        json.dumps(dict(sorted(baseline.items())), indent=1) + "\n", encoding="utf-8"
+    )  # sorted: a difference shows what moved
 
 
 def published_key(name: str) -> dict[str, str] | None:
@@ -160,7 +199,13 @@ def published_key(name: str) -> dict[str, str] | None:
     for metric in ("toxicity", "perplexity", "f1"):
         for (beginning, end), (source, table, intervention) in PUBLISHED.items():
             if name == f"{beginning}_{metric}{end}":
-                return {"source": source, "table": table, "setting": "gpt2-medium", "intervention": intervention, "metric": metric}
+                return {
+                    "source": source,
+                    "table": table,
+                    "setting": "gpt2-medium",
+                    "intervention": intervention,
+                    "metric": metric,
+                }
     return None
 
 
@@ -169,5 +214,8 @@ def first_tolerance(name: str, found: dict) -> dict:
     half_width = (found.get("high") or 0.0) / 2 - (found.get("low") or 0.0) / 2
     for pattern, share, floor, reason in TOLERANCES:
         if re.search(pattern, name):
-            return {"tolerance": max(share * half_width, floor * max(1.0, abs(found["value"]))), "reason": reason}
+            return {
+                "tolerance": max(share * half_width, floor * max(1.0, abs(found["value"]))),
+                "reason": reason,
+            }
     raise ValueError(f"no tolerance for {name}")

@@ -15,8 +15,6 @@ from companion.metrics.estimates import Estimate
 
 # Mid-tones with a contrast of at least 3:1 against white and against the book's dark grey.
 BASE, DPO, CONTROL, ACCENT = "#7f7f7f", "#2f8fd0", "#c9862b", "#c2527b"
-
-
 INK = "#808080"
 
 
@@ -35,19 +33,51 @@ def style() -> None:
             "axes.titleweight": "bold",
             "axes.titlelocation": "left",
             "legend.frameon": False,
-            **dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "axes.titlecolor", "xtick.color", "ytick.color"), INK),
+            **dict.fromkeys(
+                (
+                    "text.color",
+                    "axes.labelcolor",
+                    "axes.edgecolor",
+                    "axes.titlecolor",
+                    "xtick.color",
+                    "ytick.color",
+                ),
+                INK,
+            ),
         }
     )
 
 
-def bars(names: Sequence[str], estimates: Sequence[Estimate], *, title: str, unit: str, colours: Sequence[str] | None = None, ax: Axes | None = None) -> Axes:
+def bars(
+    names: Sequence[str],
+    estimates: Sequence[Estimate],
+    *,
+    title: str,
+    unit: str,
+    colours: Sequence[str] | None = None,
+    ax: Axes | None = None,
+) -> Axes:
     """Horizontal bars with their intervals and values."""
     ax = ax or plt.subplots(figsize=(7, 0.55 * len(names) + 1.3))[1]
     values = np.array([e.value for e in estimates])
     errors = np.array([[e.value - e.low, e.high - e.value] for e in estimates]).T
-    ax.barh(range(len(names)), values, xerr=errors, color=colours or BASE, height=0.6, error_kw={"ecolor": INK, "capsize": 3})
+    ax.barh(
+        range(len(names)),
+        values,
+        xerr=errors,
+        color=colours or BASE,
+        height=0.6,
+        error_kw={"ecolor": INK, "capsize": 3},
+    )
     for i, e in enumerate(estimates):
-        ax.annotate(f"{e.value:.3g}", (max(e.high, 0), i), xytext=(6, 0), textcoords="offset points", va="center", color=INK)
+        ax.annotate(
+            f"{e.value:.3g}",
+            (max(e.high, 0), i),
+            xytext=(6, 0),
+            textcoords="offset points",
+            va="center",
+            color=INK,
+        )
     ax.set(yticks=range(len(names)), yticklabels=names, xlabel=unit, title=title)
     ax.margins(x=0.12)
     ax.invert_yaxis()
@@ -68,7 +98,9 @@ def lines(
     ax = ax or plt.subplots(figsize=(7, 3.4))[1]
     for (name, values), colour in zip(series.items(), colours, strict=False):
         if isinstance(values[0], Estimate):
-            ax.fill_between(x, [v.low for v in values], [v.high for v in values], color=colour, alpha=0.2, lw=0)
+            ax.fill_between(
+                x, [v.low for v in values], [v.high for v in values], color=colour, alpha=0.2, lw=0
+            )
             values = [v.value for v in values]
         ax.plot(x, values, color=colour, label=name)
     ax.set(title=title, xlabel=x_label, ylabel=unit)
@@ -76,7 +108,14 @@ def lines(
     return ax
 
 
-def before_after(before: Float[np.ndarray, "prompts"], after: Float[np.ndarray, "prompts"], *, title: str, unit: str, names: tuple[str, str]) -> Figure:
+def before_after(
+    before: Float[np.ndarray, "prompts"],
+    after: Float[np.ndarray, "prompts"],
+    *,
+    title: str,
+    unit: str,
+    names: tuple[str, str],
+) -> Figure:
     """Two distributions over the same prompts, as survival curves: the share of prompts scoring above x."""
     figure, ax = plt.subplots(figsize=(7, 3.4))
     for values, colour, name in zip((before, after), (BASE, DPO), names, strict=True):

@@ -29,25 +29,54 @@ README_ROWS = (
     ("ablation_drop_random_200", "the same for random neurons of the same norms (control)", ".0%", ""),
     ("patching_drop_dampened", "relative drop by patching dampened toxic neurons", ".0%", "26 %"),
     ("patching_drop_all", "relative drop by patching all neurons", ".0%", ""),
-    ("patching_drop_clamp_all", "relative drop by holding all neurons at the base model's own means (control)", ".0%", ""),
+    (
+        "patching_drop_clamp_all",
+        "relative drop by holding all neurons at the base model's own means (control)",
+        ".0%",
+        "",
+    ),
     ("decomposition_tp_minus_gross", "dampened toxic neurons' share of the gross reduction", ".1%", "31.8 %"),
-    ("decomposition_tp_minus_net", "the same neurons' share of the net reduction", ".0%", "209 % (stored notebooks)"),
-    ("controls_net_text_share", "part of the net that the base model shows when it reads DPO's text (control)", ".0%", ""),
+    (
+        "decomposition_tp_minus_net",
+        "the same neurons' share of the net reduction",
+        ".0%",
+        "209 % (stored notebooks)",
+    ),
+    (
+        "controls_net_text_share",
+        "part of the net that the base model shows when it reads DPO's text (control)",
+        ".0%",
+        "",
+    ),
     ("controls_net_text_share_early", "the same over the layers before the probe (control)", ".0%", ""),
     ("controls_drop_shuffled", "relative drop by DPO on shuffled preferences (control)", ".0%", ""),
     ("editing_drop_published", "relative drop by tuning-free editing, cosines with the probe", ".0%", ""),
-    ("editing_drop_embedding", "the same, cosines with the embedding of swear words (the text breaks down in both)", ".0%", ""),
+    (
+        "editing_drop_embedding",
+        "the same, cosines with the embedding of swear words (the text breaks down in both)",
+        ".0%",
+        "",
+    ),
     ("editing_drop_random", "the same on random neurons (control; the text breaks down)", ".0%", ""),
     ("evaluation_drop_marco", "relative drop by MaRCo, over all its sentences", ".0%", "49 % to 51 %"),
-    ("evaluation_similarity_marco", "similarity of the rewrites to the originals", ".2f", ".94 to .96 (BERTScore)"),
-    ("evaluation_perplexity_ratio_marco", "perplexity of the rewrites, relative to the originals", ".2f", ".54 to .94"),
+    (
+        "evaluation_similarity_marco",
+        "similarity of the rewrites to the originals",
+        ".2f",
+        ".94 to .96 (BERTScore)",
+    ),
+    (
+        "evaluation_perplexity_ratio_marco",
+        "perplexity of the rewrites, relative to the originals",
+        ".2f",
+        ".54 to .94",
+    ),
     ("evaluation_joint_marco", "joint score of MaRCo", ".2f", ""),
     ("evaluation_joint_original", "the same for leaving the text alone (control)", ".2f", ""),
     ("evaluation_joint_minus_delete", "joint score, MaRCo minus deleting toxic words, paired", "+.3f", ""),
     ("evaluation_joint_minus_random", "joint score, MaRCo minus as many random masks, paired", "+.3f", ""),
     ("evaluation_harmless_unchanged", "harmless comments that come back unchanged", ".0%", ""),
 )
-
 
 # Files that name the repository's address; _config.yml is where it is looked up.
 ADDRESSED = ("_config.yml", "CITATION.cff", "pyproject.toml", "README.md", "pages/*.md", "chapters/*.ipynb")
@@ -67,7 +96,9 @@ def set_address(new: str) -> list[Path]:
         If it is not the address of a page.
     """
     if not re.fullmatch(r"https://[\w.-]+(?:/[\w.~-]+)+", new) or new.endswith(".git"):
-        raise CompanionError(f"'{new}' is no address of a repository: write for example https://github.com/NAME/companion.")
+        raise CompanionError(
+            f"'{new}' is no address of a repository: write for example https://github.com/NAME/companion."
+        )
     old, changed = address(), []
     for path in sorted(path for pattern in ADDRESSED for path in paths.project().glob(pattern)):
         text = path.read_text(encoding="utf-8")
@@ -95,10 +126,18 @@ def update_readme(embedded: Path, public: Path) -> None:
             for i, r in enumerate(found)
         )
 
-    lines = ["| result | embedded: value [95 % interval], n | public data: value [95 % interval], n | published |", "|---|---|---|---|"]
-    lines += [f"| {what} | {cells(name, spec, what, 0)} | {published} |" for name, what, spec, published in README_ROWS]
+    lines = [
+        "| result | embedded: value [95 % interval], n | public data: value [95 % interval], n | published |",
+        "|---|---|---|---|",
+    ]
+    lines += [
+        f"| {what} | {cells(name, spec, what, 0)} | {published} |"
+        for name, what, spec, published in README_ROWS
+    ]
     versions = ", ".join(f"{k} {runs[0]['versions'][k]}" for k in ("python", "torch", "transformers"))
-    lines.append(f"\nFrom `results.json` of runs of the profiles `embedded` and `public` on {runs[0]['machine']['cores']} cores ({versions}).")
+    lines.append(
+        f"\nFrom `results.json` of runs of the profiles `embedded` and `public` on {runs[0]['machine']['cores']} cores ({versions})."
+    )
     _replace(paths.project() / "README.md", "\n".join(lines))
     lines += [
         "",
@@ -108,25 +147,39 @@ def update_readme(embedded: Path, public: Path) -> None:
         "*down*: the neurons with a positive Δp; *clamp*: the base model's own means; *strong*: α = 1, β = .02.",
         "",
     ]
-    lines += ["| chapter and intervention | drop, embedded | drop, public | perplexity, embedded | perplexity, public |", "|---|---|---|---|---|"]
+    lines += [
+        "| chapter and intervention | drop, embedded | drop, public | perplexity, embedded | perplexity, public |",
+        "|---|---|---|---|---|",
+    ]
     for name in found[0]:
         chapter, _, what = name.partition("_drop_")
         if what and chapter in ("ablation", "patching", "editing"):
             perplexity, row = f"{chapter}_perplexity_{what}", f"{chapter}: {what.replace('_', ' ')}"
-            lines.append(f"| {row} | {cells(name, '.0%', row, 0)} | {cells(perplexity, ',.1f', row, 2) if perplexity in found[0] else ' | '} |")
+            lines.append(
+                f"| {row} | {cells(name, '.0%', row, 0)} | {cells(perplexity, ',.1f', row, 2) if perplexity in found[0] else ' | '} |"
+            )
     _replace(page, "\n".join(lines))
 
 
 def _cells(page: Path) -> dict[tuple[str, int], str]:
     """What the tables of a page say, by row and column (0: the first after the row's name)."""
-    rows = (line.strip("|").split(" | ") for line in page.read_text(encoding="utf-8").splitlines() if line.startswith("| "))
+    rows = (
+        line.strip("|").split(" | ")
+        for line in page.read_text(encoding="utf-8").splitlines()
+        if line.startswith("| ")
+    )
     return {(name.strip(), i): cell.strip() for name, *cells in rows for i, cell in enumerate(cells)}
 
 
 def _replace(path: Path, block: str) -> None:
     """Put a block between a page's markers."""
     path.write_text(
-        re.sub(r"(<!-- results -->\n).*?(<!-- /results -->)", lambda m: m[1] + block + "\n" + m[2], path.read_text(encoding="utf-8"), flags=re.S),
+        re.sub(
+            r"(<!-- results -->\n).*?(<!-- /results -->)",
+            lambda m: m[1] + block + "\n" + m[2],
+            path.read_text(encoding="utf-8"),
+            flags=re.S,
+        ),
         encoding="utf-8",
     )
 

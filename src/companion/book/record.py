@@ -21,23 +21,11 @@ from IPython.display import DisplayHandle, Markdown, display
 from companion.metrics.estimates import Estimate
 
 PREFIX = "record:"
-
-
 MIME = "application/papermill.record/text/plain"  # a type that no front end shows
-
-
 MAGIC = "%%prose"
-
-
 NAME = re.compile(r"\{\{([A-Za-z_]\w*)\}\}")
-
-
 UNKNOWN = "…"  # stands for a result that is not there yet
-
-
 _texts: dict[str, str] = {}  # of this kernel
-
-
 _shown: dict[str, DisplayHandle] = {}  # prose that this kernel has shown, by its source
 
 
@@ -119,7 +107,9 @@ def _text(value: float, digits: int, percent: bool) -> str:
 
 def collect(notebook: Path) -> dict[str, dict]:
     """Return the records of an executed notebook by name."""
-    return {name.removeprefix(PREFIX): value for name, value in glued(notebook).items() if name.startswith(PREFIX)}
+    return {
+        name.removeprefix(PREFIX): value for name, value in glued(notebook).items() if name.startswith(PREFIX)
+    }
 
 
 def glued(notebook: Path) -> Mapping[str, object]:
@@ -128,7 +118,11 @@ def glued(notebook: Path) -> Mapping[str, object]:
 
     cells = nbformat.read(notebook, as_version=4).cells
     outputs = (output for cell in cells for output in cell.get("outputs", []))
-    return {output.metadata["scrapbook"]["name"]: ast.literal_eval(output.data[MIME]) for output in outputs if "scrapbook" in output.get("metadata", {})}
+    return {
+        output.metadata["scrapbook"]["name"]: ast.literal_eval(output.data[MIME])
+        for output in outputs
+        if "scrapbook" in output.get("metadata", {})
+    }
 
 
 if get_ipython() is not None:

@@ -37,16 +37,20 @@ from companion.errors import CompanionError
 from companion.lm import models, tiny
 
 # Libraries whose version can change a number; results.json and the key of a chapter list them.
-LIBRARIES = ("torch", "transformers", "transformer-lens", "scikit-learn", "accelerate", "peft", "numpy", "safetensors")
-
-
+LIBRARIES = (
+    "torch",
+    "transformers",
+    "transformer-lens",
+    "scikit-learn",
+    "accelerate",
+    "peft",
+    "numpy",
+    "safetensors",
+)
 KERNEL = "kernel-"  # beginning of a folder's name
-
 
 # Settings that may name a folder, or a file after this beginning.
 PLACES = {"model": "", "judge": "", "encoder": "", "scorer": "detoxify:", "scorers": "detoxify:"}
-
-
 console = Console(highlight=False, markup=False, emoji=False)  # a folder may be called [old] or :cat:
 
 
@@ -84,7 +88,9 @@ def chapters(names: list[str] | None = None) -> list[Chapter]:
     known = {alias: c for c in found for alias in (c.name, str(c.number), c.path.stem, c.path.name)}
     for name in names:
         if name not in known:
-            raise CompanionError(f"there is no chapter '{name}': choose from {', '.join(c.name for c in found)}.")
+            raise CompanionError(
+                f"there is no chapter '{name}': choose from {', '.join(c.name for c in found)}."
+            )
     return [c for c in found if c in [known[name] for name in names]]
 
 
@@ -149,8 +155,16 @@ def _reject_unknown(overrides: dict[str, object], parameters: dict[Chapter, dict
     used = {key for taken in parameters.values() for key in taken}
     for key in overrides:
         if key not in used:
-            known = sorted({name for chapter in parameters for name in papermill.inspect_notebook(_literal(chapter.path))})
-            raise CompanionError(f"no chosen chapter has a parameter '{key}': choose from {', '.join(known)}.")
+            known = sorted(
+                {
+                    name
+                    for chapter in parameters
+                    for name in papermill.inspect_notebook(_literal(chapter.path))
+                }
+            )
+            raise CompanionError(
+                f"no chosen chapter has a parameter '{key}': choose from {', '.join(known)}."
+            )
 
 
 def _literal(path: Path) -> str:
@@ -168,7 +182,10 @@ def _run_chapter(chapter: Chapter, parameters: dict[str, object], folder: Path, 
     started = time.perf_counter()
     bar = {"desc": f"chapter {chapter.number} {chapter.name}", "unit": "cell", "ncols": 80, "mininterval": 1}
     try:
-        with log.open("w", encoding="utf-8") as stream, tempfile.TemporaryDirectory(prefix=KERNEL, dir=folder) as own:
+        with (
+            log.open("w", encoding="utf-8") as stream,
+            tempfile.TemporaryDirectory(prefix=KERNEL, dir=folder) as own,
+        ):
             notebook = papermill.execute_notebook(
                 _literal(chapter.path),
                 _literal(partial),
@@ -188,7 +205,9 @@ def _run_chapter(chapter: Chapter, parameters: dict[str, object], folder: Path, 
         _explain(error, chapter, partial, log)
     except DeadKernelError as error:
         _note(folder, chapter, "its kernel was killed")
-        raise _memory_error(f"the kernel of chapter '{chapter.name}' was killed, most often because memory ran out") from error
+        raise _memory_error(
+            f"the kernel of chapter '{chapter.name}' was killed, most often because memory ran out"
+        ) from error
     seconds = time.perf_counter() - started
     notebook.metadata["companion"] = {"key": key, "seconds": round(seconds, 1)}
     nbformat.write(notebook, partial)
@@ -203,14 +222,18 @@ def _explain(error: PapermillExecutionError, chapter: Chapter, partial: Path, lo
         raise CompanionError(error.evalue) from error
     if "No space left on device" in error.evalue:  # not str(error), which quotes the source
         raise store.disk_full_error() from error
-    if error.ename in ("MemoryError", "OutOfMemoryError") or "can't allocate memory" in error.evalue:  # torch's words for the CPU
+    if (
+        error.ename in ("MemoryError", "OutOfMemoryError") or "can't allocate memory" in error.evalue
+    ):  # torch's words for the CPU
         _note(partial.parent, chapter, "memory ran out")
         raise _memory_error(f"memory ran out in chapter '{chapter.name}'") from error
     trace = re.sub(r"\x1b\[[0-9;]*m", "", "\n".join(error.traceback))
     with log.open("a", encoding="utf-8") as stream:
         stream.write(trace)
     _note(partial.parent, chapter, f"{error.ename}: {error.evalue}".splitlines()[0])
-    raise RuntimeError(f"chapter {chapter.name} failed with {error.ename}: {error.evalue}\n(traceback in {log}, cells run so far in {partial})") from error
+    raise RuntimeError(
+        f"chapter {chapter.name} failed with {error.ename}: {error.evalue}\n(traceback in {log}, cells run so far in {partial})"
+    ) from error
 
 
 def _memory_error(what: str) -> CompanionError:
@@ -247,7 +270,9 @@ def changed(folder: Path, results: dict) -> list[str]:
         parameters = _parameters(chapter, results["profile"], results["parameters"])
         return is_fresh(folder / chapter.path.name, chapter_key(chapter, parameters))
 
-    return [chapter.name for chapter in chapters() if chapter.name in results["chapters"] and not fresh(chapter)]
+    return [
+        chapter.name for chapter in chapters() if chapter.name in results["chapters"] and not fresh(chapter)
+    ]
 
 
 def chapter_key(chapter: Chapter, parameters: dict[str, object]) -> str:
@@ -271,7 +296,10 @@ def is_fresh(output: Path, key: str) -> bool:
 
 
 def versions() -> dict[str, str]:
-    return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in LIBRARIES}}
+    return {
+        "python": platform.python_version(),
+        **{name: importlib.metadata.version(name) for name in LIBRARIES},
+    }
 
 
 def write_results(folder: Path, profile: str, overrides: dict[str, object]) -> Path:
@@ -284,7 +312,10 @@ def write_results(folder: Path, profile: str, overrides: dict[str, object]) -> P
         records = record.collect(output)
         peak = records.pop("peak_memory", {}).get("value")
         results |= {name: {**value, "chapter": chapter.name} for name, value in records.items()}
-        durations[chapter.name] = {"seconds": nbformat.read(output, as_version=4).metadata["companion"]["seconds"], "peak_memory_mb": peak}
+        durations[chapter.name] = {
+            "seconds": nbformat.read(output, as_version=4).metadata["companion"]["seconds"],
+            "peak_memory_mb": peak,
+        }
     machine = {
         "processor": platform.machine(),
         "cores": models.cores(),
@@ -304,7 +335,6 @@ def write_results(folder: Path, profile: str, overrides: dict[str, object]) -> P
 
 def _write_json(path: Path, content: dict) -> Path:
     """Write all of a file or nothing."""
-    fresh = path.with_suffix(".new")
-    fresh.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    fresh.replace(path)
+    with store.replacing(path) as fresh:
+        fresh.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     return path

@@ -19,9 +19,20 @@ def samples(rows: pd.DataFrame) -> Styler:
 
 def numbers(rows: pd.DataFrame) -> Styler:
     """A table of numbers with intervals: one line per row, in small type; the page scrolls it sideways where it is too wide."""
-    small = {"text-align": "left", "white-space": "nowrap", "font-size": "0.8rem", "padding": "0.15rem 0.8rem 0.15rem 0"}
+    small = {
+        "text-align": "left",
+        "white-space": "nowrap",
+        "font-size": "0.8rem",
+        "padding": "0.15rem 0.8rem 0.15rem 0",
+    }
     heads = [{"selector": "th", "props": [("text-align", "left"), ("font-size", "0.8rem")]}]
-    return rows.reset_index(drop=True).style.hide(axis="index").format(escape="html").set_properties(**small).set_table_styles(heads)
+    return (
+        rows.reset_index(drop=True)
+        .style.hide(axis="index")
+        .format(escape="html")
+        .set_properties(**small)
+        .set_table_styles(heads)
+    )
 
 
 def method_row(name: str, outcome: Outcome, base: Outcome, seed: int = 0) -> dict[str, str]:
@@ -54,7 +65,11 @@ def published(intervention: str, source: str, setting: str = "gpt2-medium") -> s
         If the table has no such row, or several.
     """
     rows = pd.read_csv(paths.DATA / "published.csv")
-    rows = rows[(rows.intervention == intervention) & (rows.source == source) & (rows.setting == setting)].set_index("metric").value
+    rows = (
+        rows[(rows.intervention == intervention) & (rows.source == source) & (rows.setting == setting)]
+        .set_index("metric")
+        .value
+    )
     if not rows.index.is_unique or "toxicity" not in rows:
         raise ValueError(f"'{intervention}' of {source} is not one row of published.csv")
     return f"{rows['toxicity']:.3f} / {rows['perplexity']:.2f} / {rows['f1']:.3f}"

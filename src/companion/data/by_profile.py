@@ -53,7 +53,12 @@ def prose(profile: Profile, split: str) -> list[str]:
     """Encyclopaedic paragraphs: ``eval`` and ``dev`` for perplexity and F1, ``train`` for PPLM prompts."""
     if profile.data == "public" and split != "train":
         return public.wikitext(split)
-    return [paragraph for text in _part("prose/articles.jsonl", split).text for paragraph in text.split("\n") if paragraph.strip()]
+    return [
+        paragraph
+        for text in _part("prose/articles.jsonl", split).text
+        for paragraph in text.split("\n")
+        if paragraph.strip()
+    ]
 
 
 def sentences(paragraphs: list[str], minimum_words: int = 16) -> list[str]:

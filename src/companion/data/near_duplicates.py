@@ -10,8 +10,6 @@ import numpy as np
 from jaxtyping import Bool
 
 SHINGLE = 4  # words
-
-
 OVERLAP = 0.5  # share of a text's shingles found in one other text
 
 

@@ -24,8 +24,6 @@ from companion.errors import CompanionError
 
 # The modulus that sends a row of a source to the evaluation part (the rest: dev or train).
 EVALUATION_MODULUS = {"jigsaw": 5, "sbf": 5, "dynahate": 4, "paradetox": 10}
-
-
 SBF_EVALUATION_SOURCE = "redditMicroagressions"  # spelled so in the file: MaRCo's own set
 
 
@@ -49,12 +47,18 @@ def fetch(name: str, *, progressbar: bool = False) -> Path:
     if os.environ.get("COMPANION_DATA"):
         local = paths.absolute(os.environ["COMPANION_DATA"])
         if not Path(local).is_dir():
-            raise CompanionError(f"COMPANION_DATA is '{local}', which is not a folder: set it to the folder of the public data or unset it.")
+            raise CompanionError(
+                f"COMPANION_DATA is '{local}', which is not a folder: set it to the folder of the public data or unset it."
+            )
         path = Path(local) / name
         if not path.is_file():
-            raise CompanionError(f"'{name}' is not in COMPANION_DATA ('{local}'): put it there, or unset COMPANION_DATA to download it.")
+            raise CompanionError(
+                f"'{name}' is not in COMPANION_DATA ('{local}'): put it there, or unset COMPANION_DATA to download it."
+            )
         if pooch.file_hash(path) != row.sha256:
-            raise CompanionError(f"'{path}' does not have the sha256 of data/registry.tsv: replace it with the registered version ({row.url}).")
+            raise CompanionError(
+                f"'{path}' does not have the sha256 of data/registry.tsv: replace it with the registered version ({row.url})."
+            )
         return path
     return _download(name, row, progressbar)
 
@@ -66,14 +70,26 @@ def _download(name: str, row: pd.Series, progressbar: bool) -> Path:
     if not target.is_file():
         store.writable(target.parent)
     try:
-        found = pooch.retrieve(row.url, known_hash=f"sha256:{row.sha256}", fname=target.name, path=target.parent, progressbar=progressbar)
+        found = pooch.retrieve(
+            row.url,
+            known_hash=f"sha256:{row.sha256}",
+            fname=target.name,
+            path=target.parent,
+            progressbar=progressbar,
+        )
     except (OSError, ValueError) as error:
         if store.is_disk_full(error):
             raise store.disk_full_error() from error
         if "does not match the known hash" in str(error):  # pooch: it keeps nothing
-            raise CompanionError(f"the download of '{name}' does not have its registered sha256: try again later, or set COMPANION_DATA.") from error
+            raise CompanionError(
+                f"the download of '{name}' does not have its registered sha256: try again later, or set COMPANION_DATA."
+            ) from error
         proxy = store.blamed_proxy(error)
-        remedy = f"the likely cause is the proxy in {proxy}, so correct or unset it" if proxy else "check the network"
+        remedy = (
+            f"the likely cause is the proxy in {proxy}, so correct or unset it"
+            if proxy
+            else "check the network"
+        )
         raise CompanionError(
             f"'{name}' could not be downloaded ({type(error).__name__}): {remedy}, or set COMPANION_DATA to a folder that holds it."
         ) from error
@@ -107,7 +123,9 @@ def sbf() -> pd.DataFrame:
     """
     rows = pd.read_csv(fetch("marco/sbf_dev.csv")).dropna(subset=["post", "offensiveYN"])
     rows["post"] = rows.post.str.strip()
-    rows = rows.groupby("post", as_index=False, sort=False).agg(offensive=("offensiveYN", "mean"), origin=("dataSource", _origin))
+    rows = rows.groupby("post", as_index=False, sort=False).agg(
+        offensive=("offensiveYN", "mean"), origin=("dataSource", _origin)
+    )
     rows["label"] = (rows.offensive >= 0.5).astype(int)
     labelled = _labelled(rows.rename(columns={"post": "text"}), "sbf")
     labelled.loc[labelled.origin == SBF_EVALUATION_SOURCE, "split"] = "eval"
@@ -143,9 +161,17 @@ def paradetox() -> pd.DataFrame:
 
 def microaggressions(split: str) -> list[str]:
     """Quotes of microaggressions: all of the validation file is evaluation; the training file is dev or train by hash."""
-    texts = pd.read_csv(fetch(f"marco/microaggressions_{'val' if split == 'eval' else 'train'}.csv")).actual_quote.dropna().str.strip()
+    texts = (
+        pd.read_csv(fetch(f"marco/microaggressions_{'val' if split == 'eval' else 'train'}.csv"))
+        .actual_quote.dropna()
+        .str.strip()
+    )
     texts = texts[texts != ""].drop_duplicates()
-    return [text for text in texts if split == "eval" or ("dev" if text_hash(text) % 10 == 1 else "train") == split]
+    return [
+        text
+        for text in texts
+        if split == "eval" or ("dev" if text_hash(text) % 10 == 1 else "train") == split
+    ]
 
 
 def rewriting_sets(split: str) -> dict[str, pd.DataFrame]:
@@ -168,7 +194,9 @@ def challenge_prompts() -> list[str]:
 
 def wikitext(split: str) -> list[str]:
     """Paragraphs of WikiText-2 (``eval``: raw test split; ``dev``: valid split, de-tokenised)."""
-    text = fetch({"eval": "wikitext2/wiki.test.raw", "dev": "wikitext2/wiki.valid.tokens"}[split]).read_text(encoding="utf-8")
+    text = fetch({"eval": "wikitext2/wiki.test.raw", "dev": "wikitext2/wiki.valid.tokens"}[split]).read_text(
+        encoding="utf-8"
+    )
     lines = [line.strip() for line in text.splitlines()]
     return [detokenise(line) for line in lines if line and not line.startswith("=")]
 

@@ -56,7 +56,9 @@ class Recorder:
     def __init__(self, lm: LanguageModel, n_prompts: int, *, through_norm: bool = True) -> None:
         self.sites = list(anatomy.neuron_sites(lm).values())
         self.eps = anatomy.mlp_norm_eps(lm) if through_norm else None
-        self.block = torch.randperm(n_prompts, generator=torch.Generator().manual_seed(0)) % min(BLOCKS, n_prompts)
+        self.block = torch.randperm(n_prompts, generator=torch.Generator().manual_seed(0)) % min(
+            BLOCKS, n_prompts
+        )
         width = self.sites[0].weight.numel() // lm.model.config.hidden_size
         self.total = torch.zeros(min(BLOCKS, n_prompts), len(self.sites), width, dtype=torch.float64)
         self.count = torch.zeros(min(BLOCKS, n_prompts), dtype=torch.long)

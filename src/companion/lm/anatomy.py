@@ -31,8 +31,13 @@ def neuron_sites(lm: LanguageModel) -> dict[str, nn.Module]:
         case "llama" | "mistral" | "gemma" | "gemma2" | "gemma3_text":
             modules = [layer.mlp.down_proj for layer in lm.model.model.layers]
         case other:
-            raise CompanionError(f"models of type '{other}' are not supported: use GPT-2, Llama, Mistral or Gemma.")
-    return {f"blocks.{layer}.mlp.hook_post": getattr(module, "original_component", module) for layer, module in enumerate(modules)}
+            raise CompanionError(
+                f"models of type '{other}' are not supported: use GPT-2, Llama, Mistral or Gemma."
+            )
+    return {
+        f"blocks.{layer}.mlp.hook_post": getattr(module, "original_component", module)
+        for layer, module in enumerate(modules)
+    }
 
 
 def mlp_norms(lm: LanguageModel) -> list[nn.Module] | None:
@@ -55,11 +60,15 @@ def bridge(lm: LanguageModel) -> TransformerBridge:
     fine-tune the model first, wrap it last. Only blocks and MLPs keep their hook points: those of
     attention and norms, which nothing here uses, make decoding a third slower.
     """
-    from transformer_lens import TransformerBridge  # takes 3 s, and most of what loads a model needs no bridge
+    from transformer_lens import (
+        TransformerBridge,
+    )  # takes 3 s, and most of what loads a model needs no bridge
 
     attention = lm.model.config._attn_implementation
     with quiet():
-        view = TransformerBridge.boot_transformers(lm.name, hf_model=lm.model, tokenizer=lm.tokenizer, device=str(lm.device))
+        view = TransformerBridge.boot_transformers(
+            lm.name, hf_model=lm.model, tokenizer=lm.tokenizer, device=str(lm.device)
+        )
     for block in view.blocks:
         _unwrap(block.original_component, keep="mlp")
     lm.model.set_attn_implementation(attention)  # the bridge had chosen the slower one that shows its pattern

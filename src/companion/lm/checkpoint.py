@@ -3,69 +3,63 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
-import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
+from torch.optim import Optimizer
+
+from companion import store
 
 
 class Checkpoint:
-    """State of an interrupted training run: weights, RMSprop averages, history. Safetensors only."""
+    """Weights, moments of the optimiser, history and what else a training goes on with. Safetensors only.
 
-    def __init__(self, folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        self.path, self.model, self.optimizer = folder / "training.safetensors", model, optimizer
+    Parameters
+    ----------
+    path
+        The file that holds the state.
+    parameters
+        What is trained, by name.
+    """
 
-    def save(self, history: list[dict], reference: Tensor) -> None:
-        """Write the state next to its final name, then rename: a kill leaves the old one or the new one."""
-        state = {"reference": reference}
-        for name, parameter in self.model.named_parameters():
-            state[f"weight.{name}"] = parameter.detach().cpu()
-            state[f"average.{name}"] = self.optimizer.state[parameter]["square_avg"].cpu()
-        fresh = self.path.with_suffix(".new")
-        save_file(state, fresh, metadata={"history": json.dumps(history)})
-        fresh.replace(self.path)
-
-    def load(self) -> tuple[list[dict], Tensor | None]:
-        """Restore the last saved state into model and optimiser; ([], None) if there is none."""
-        if not self.path.exists():
-            return [], None
-        with safe_open(self.path, "pt") as stored:
-            history = json.loads(stored.metadata()["history"])
-            for name, parameter in self.model.named_parameters():
-                parameter.data.copy_(stored.get_tensor(f"weight.{name}"))
-                average = stored.get_tensor(f"average.{name}").to(parameter)
-                self.optimizer.state[parameter] = {"step": torch.tensor(float(len(history))), "square_avg": average}
-            return history, stored.get_tensor("reference")
-
-    def clear(self) -> None:
-        for path in (self.path, self.path.with_suffix(".new")):
-            path.unlink(missing_ok=True)
-
-
-class AdapterCheckpoint:
-    """Adapter weights, AdamW moments and history of an interrupted training. Safetensors only."""
-
-    def __init__(self, path: Path, parameters: dict[str, Tensor], optimizer: torch.optim.Optimizer) -> None:
+    def __init__(self, path: Path, parameters: Mapping[str, Tensor], optimizer: Optimizer) -> None:
         self.path, self.parameters, self.optimizer = path, parameters, optimizer
 
-    def save(self, history: list[dict]) -> None:
-        state = {}
+    def save(self, history: list[dict], **besides: Tensor) -> None:
+        """Write the state; a kill leaves the old one or the new one."""
+        state = {f"besides.{name}": value for name, value in besides.items()}
         for name, parameter in self.parameters.items():
-            moments = self.optimizer.state[parameter]
-            state |= {f"weight.{name}": parameter.detach(), f"first.{name}": moments["exp_avg"], f"second.{name}": moments["exp_avg_sq"]}
-        fresh = self.path.with_suffix(".new")
-        save_file({key: value.cpu() for key, value in state.items()}, fresh, metadata={"history": json.dumps(history)})
-        fresh.replace(self.path)
+            state[f"weight.{name}"] = parameter.detach()
+            for moment, value in self.optimizer.state[parameter].items():
+                state[f"{moment}.{name}"] = value
+        state = {name: value.cpu() for name, value in state.items()}
+        with store.replacing(self.path) as fresh:
+            save_file(state, fresh, metadata={"history": json.dumps(history)})
 
-    def load(self) -> list[dict]:
+    def load(self) -> tuple[list[dict], dict[str, Tensor]]:
+        """Put the last saved state into parameters and optimiser; ``([], {})`` if there is none."""
         if not self.path.exists():
-            return []
+            return [], {}
+        besides: dict[str, Tensor] = {}
         with safe_open(self.path, "pt") as stored:
-            history = json.loads(stored.metadata()["history"])
-            for name, parameter in self.parameters.items():
-                parameter.data.copy_(stored.get_tensor(f"weight.{name}"))
-                first, second = (stored.get_tensor(f"{moment}.{name}").to(parameter) for moment in ("first", "second"))
-                self.optimizer.state[parameter] = {"step": torch.tensor(float(len(history))), "exp_avg": first, "exp_avg_sq": second}
-        return history
+            for key in stored.keys():  # noqa: SIM118 (a file, not a dict)
+                kind, name = key.split(".", 1)
+                value = stored.get_tensor(key)
+                if kind == "besides":
+                    besides[name] = value
+                elif kind == "weight":
+                    self.parameters[name].data.copy_(value)
+                else:
+                    parameter = self.parameters[name]
+                    device = (
+                        "cpu" if kind == "step" else parameter.device
+                    )  # where optimisers keep their counter
+                    self.optimizer.state[parameter][kind] = value.to(device)
+            return json.loads(stored.metadata()["history"]), besides
+
+    def clear(self) -> None:
+        """Forget the state: the training has ended."""
+        self.path.unlink(missing_ok=True)

@@ -24,11 +24,7 @@ from companion.lm.activations import Recorder
 from companion.lm.models import LanguageModel
 
 KEPT = 0.75  # rows that have ended are written on until no more than this share of a batch goes on; to drop them costs a copy of the cache
-
-
 SHARED = 16  # tokens that all prompts must have in common to be read once for all
-
-
 SHORTLIST = 2048  # tokens among which a nucleus is looked for first
 
 
@@ -80,19 +76,30 @@ def generate(
     """
     prompts = tokens.checked(prompts)
     rows = tokens.encode(lm.tokenizer, prompts, max_prompt_tokens)
-    _warn_of_spaces([prompt for prompt, row in zip(prompts, rows, strict=True) if len(row) != max_prompt_tokens])
+    _warn_of_spaces(
+        [prompt for prompt, row in zip(prompts, rows, strict=True) if len(row) != max_prompt_tokens]
+    )
     shared = [] if recorder else _shared(rows)
     rows = [row[len(shared) :] for row in rows]
-    order = sorted(range(len(rows)), key=lambda i: len(rows[i]))  # similar lengths together: little padding
     ids = torch.zeros((len(rows), new_tokens), dtype=torch.long)
     mask = torch.zeros((len(rows), new_tokens), dtype=torch.bool)
-    starts = range(0, len(order), batch_size)
-    for start in tqdm(starts, desc=progress, disable=progress is None):
-        chosen = order[start : start + batch_size]
-        noise = _noise(chosen, new_tokens, sampling)
+    for chosen in tqdm(tokens.by_length(rows, batch_size), desc=progress, disable=progress is None):
+        noise = uniform(chosen, new_tokens, sampling)
         with recorder.watching(chosen) if recorder else nullcontext():
-            ids[chosen], mask[chosen] = _decode(lm, shared, tokens.pad([rows[i] for i in chosen], "left"), new_tokens, sampling, noise, recorder, stop)
-    texts = [lm.tokenizer.decode(row[kept].tolist(), skip_special_tokens=True) for row, kept in zip(ids, mask, strict=True)]
+            ids[chosen], mask[chosen] = _decode(
+                lm,
+                shared,
+                tokens.pad([rows[i] for i in chosen], "left"),
+                new_tokens,
+                sampling,
+                noise,
+                recorder,
+                stop,
+            )
+    texts = [
+        lm.tokenizer.decode(row[kept].tolist(), skip_special_tokens=True)
+        for row, kept in zip(ids, mask, strict=True)
+    ]
     return Generated(ids, mask, texts)
 
 
@@ -105,7 +112,9 @@ def _warn_of_spaces(uncut: Sequence[str]) -> None:
 
 def _shared(rows: Sequence[list[int]]) -> list[int]:
     """Tokens that several prompts all begin with, such as an instruction; none if they are few. Each prompt keeps a token of its own."""
-    columns = itertools.takewhile(lambda column: len(set(column)) == 1, zip(*(row[:-1] for row in rows), strict=False))
+    columns = itertools.takewhile(
+        lambda column: len(set(column)) == 1, zip(*(row[:-1] for row in rows), strict=False)
+    )
     common = [column[0] for column in columns]
     return common if len(rows) > 1 and len(common) >= SHARED else []
 
@@ -124,21 +133,42 @@ def _decode(
     """Decode one left-padded batch with a key-value cache; what all prompts begin with is read once."""
     size, device = len(batch.ids), lm.device
     ends = torch.tensor([*lm.eos_ids, *stop], device=device)
-    ids, mask = torch.zeros((size, new_tokens), dtype=torch.long), torch.zeros((size, new_tokens), dtype=torch.bool)
-    rows, alive = torch.arange(size), torch.ones(size, dtype=torch.bool, device=device)  # rows of the batch that are in the cache, and not ended
+    ids, mask = (
+        torch.zeros((size, new_tokens), dtype=torch.long),
+        torch.zeros((size, new_tokens), dtype=torch.bool),
+    )
+    rows, alive = (
+        torch.arange(size),
+        torch.ones(size, dtype=torch.bool, device=device),
+    )  # rows of the batch that are in the cache, and not ended
     step_ids, positions, attention = (t.to(device) for t in (batch.ids, batch.positions, batch.mask))
     cache = DynamicCache(config=lm.model.config)
     if shared:
-        lm.model(input_ids=torch.tensor([shared], device=device), past_key_values=cache, use_cache=True, logits_to_keep=1)
+        lm.model(
+            input_ids=torch.tensor([shared], device=device),
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
         cache.batch_repeat_interleave(size)
-        positions, attention = positions + len(shared), torch.cat([attention.new_ones(size, len(shared)), attention], dim=1)
+        positions, attention = (
+            positions + len(shared),
+            torch.cat([attention.new_ones(size, len(shared)), attention], dim=1),
+        )
     for step in range(new_tokens):
         if recorder:
             recorder.count_last(alive[:, None])
         logits = lm.model(
-            input_ids=step_ids, attention_mask=attention.long(), position_ids=positions, past_key_values=cache, use_cache=True, logits_to_keep=1
+            input_ids=step_ids,
+            attention_mask=attention.long(),
+            position_ids=positions,
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
         ).logits[:, -1]
-        chosen = logits.argmax(-1) if sampling is None else draw(logits, sampling, noise[rows, step].to(device))
+        chosen = (
+            logits.argmax(-1) if sampling is None else draw(logits, sampling, noise[rows, step].to(device))
+        )
         ids[rows, step], mask[rows, step] = torch.where(alive, chosen, 0).cpu(), alive.cpu()
         alive = alive & ~torch.isin(chosen, ends)
         if not alive.any():
@@ -147,14 +177,18 @@ def _decode(
         attention = torch.cat([attention, torch.ones_like(attention[:, :1])], dim=1)
         if alive.sum() <= KEPT * len(alive):
             cache.batch_select_indices(alive.nonzero()[:, 0])
-            rows, step_ids, positions, attention = (t[alive.to(t.device)] for t in (rows, step_ids, positions, attention))
+            rows, step_ids, positions, attention = (
+                t[alive.to(t.device)] for t in (rows, step_ids, positions, attention)
+            )
             if recorder:
                 recorder.leave(~alive)
             alive = alive[alive]
     return ids, mask
 
 
-def draw(logits: Float[Tensor, "batch vocab"], sampling: Sampling, u: Float[Tensor, "batch"]) -> Int[Tensor, "batch"]:
+def draw(
+    logits: Float[Tensor, "batch vocab"], sampling: Sampling, u: Float[Tensor, "batch"]
+) -> Int[Tensor, "batch"]:
     """Draw from the nucleus by inverting its cumulative distribution at the uniform numbers ``u``.
 
     The nucleus is the smallest set of most likely tokens with total probability ≥ top_p
@@ -170,9 +204,13 @@ def draw(logits: Float[Tensor, "batch vocab"], sampling: Sampling, u: Float[Tens
     return token.gather(-1, torch.minimum(rank, last))[:, 0]
 
 
-def _ranked(probability: Float[Tensor, "batch vocab"], top_p: float) -> tuple[Float[Tensor, "batch best"], Int[Tensor, "batch best"]]:
+def _ranked(
+    probability: Float[Tensor, "batch vocab"], top_p: float
+) -> tuple[Float[Tensor, "batch best"], Int[Tensor, "batch best"]]:
     """Probabilities from the highest down, at least those of the nucleus, and their tokens; equally likely ones in order of id."""
-    best, token = probability.topk(min(SHORTLIST, probability.shape[-1]))  # sorting a whole vocabulary takes longer than the model's pass
+    best, token = probability.topk(
+        min(SHORTLIST, probability.shape[-1])
+    )  # sorting a whole vocabulary takes longer than the model's pass
     if (best.where(best > best[:, -1:], 0.0).sum(-1) < top_p).any():  # a nucleus may reach further
         return probability.sort(dim=-1, descending=True, stable=True)
     token = token.sort(dim=-1).values
@@ -180,8 +218,13 @@ def _ranked(probability: Float[Tensor, "batch vocab"], top_p: float) -> tuple[Fl
     return best, token.gather(-1, order)
 
 
-def _noise(prompts: Sequence[int], new_tokens: int, sampling: Sampling | None) -> Float[Tensor, "batch new"] | None:
+def generator_of(seed: int, index: int) -> torch.Generator:
+    """Random numbers that belong to one item of a seeded run."""
+    return torch.Generator().manual_seed((seed * 1_000_003 + index) % 2**63)
+
+
+def uniform(rows: Sequence[int], width: int, sampling: Sampling | None) -> Float[Tensor, "rows width"] | None:
+    """Uniform numbers that belong to a row (a prompt, a sentence), whatever it is batched with."""
     if sampling is None:
         return None
-    seeds = [(sampling.seed * 1_000_003 + i) % 2**63 for i in prompts]
-    return torch.stack([torch.rand(new_tokens, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
+    return torch.stack([torch.rand(width, generator=generator_of(sampling.seed, i)) for i in rows])

@@ -19,7 +19,11 @@ from torch.library import Library
 SMALL = 2**20  # multiplications below which the way through Python costs more than it saves
 
 
-def onednn(a: Float[Tensor, "rows inner"], b: Float[Tensor, "inner columns"], bias: Float[Tensor, "columns"] | None = None) -> Float[Tensor, "rows columns"]:
+def onednn(
+    a: Float[Tensor, "rows inner"],
+    b: Float[Tensor, "inner columns"],
+    bias: Float[Tensor, "columns"] | None = None,
+) -> Float[Tensor, "rows columns"]:
     """The product, by oneDNN's linear layer, whose weights are the second factor transposed."""
     return torch.ops.mkldnn._linear_pointwise(a, b.t(), bias, "none", [], "")
 
@@ -28,7 +32,10 @@ def suits(a: Tensor, b: Tensor) -> bool:
     """Whether a product is large, in fp32, and its second factor lies by row or by column. torch does others, and complains of wrong shapes."""
     if not (a.dtype == b.dtype == torch.float32 and a.ndim == b.ndim == 2 and a.shape[1] == b.shape[0]):
         return False
-    by_column, by_row = b.stride(0) == 1 and b.stride(1) >= b.shape[0], b.stride(1) == 1 and b.stride(0) >= b.shape[1]
+    by_column, by_row = (
+        b.stride(0) == 1 and b.stride(1) >= b.shape[0],
+        b.stride(1) == 1 and b.stride(0) >= b.shape[1],
+    )
     return (by_column or by_row) and a.shape[0] * b.shape[0] * b.shape[1] >= SMALL
 
 
@@ -41,7 +48,9 @@ def _mm(a: Tensor, b: Tensor) -> Tensor:
 def _addmm(bias: Tensor, a: Tensor, b: Tensor, *, beta: float = 1, alpha: float = 1) -> Tensor:
     if suits(a, b) and beta == alpha == 1 and bias.shape == b.shape[1:] and bias.dtype == a.dtype:
         return onednn(a, b, bias.contiguous())
-    return torch.ops.aten.addmm.out(bias, a, b, beta=beta, alpha=alpha, out=a.new_empty(a.shape[0], b.shape[1]))
+    return torch.ops.aten.addmm.out(
+        bias, a, b, beta=beta, alpha=alpha, out=a.new_empty(a.shape[0], b.shape[1])
+    )
 
 
 @cache
@@ -51,7 +60,9 @@ def install() -> Library | None:
     The products of ``linear``, forward and backward, go through ``mm`` and ``addmm``.
     """
     cpuinfo = Path("/proc/cpuinfo")
-    if not (torch._C._has_mkldnn and cpuinfo.exists() and "AuthenticAMD" in cpuinfo.read_text(encoding="utf-8")):
+    if not (
+        torch._C._has_mkldnn and cpuinfo.exists() and "AuthenticAMD" in cpuinfo.read_text(encoding="utf-8")
+    ):
         return None
     library = Library("aten", "IMPL")
     with warnings.catch_warnings():  # that kernels are overridden

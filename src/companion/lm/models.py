@@ -28,8 +28,6 @@ if TYPE_CHECKING:
     pass
 
 EMBEDDED, JUDGE = "smollm2-135m-instruct", "gemma-3-270m"
-
-
 PACKAGED = {EMBEDDED: packaged.SMOLLM2, JUDGE: packaged.GEMMA3}
 
 
@@ -71,7 +69,9 @@ def load(name: str) -> LanguageModel:
         If a package is missing, a hash is wrong, a cached file is corrupt or the name is unknown.
     """
     if name in PACKAGED:
-        folder = store.artifact("models", {"model": name, "gguf": PACKAGED[name].sha256}, lambda f: _convert(name, f))
+        folder = store.artifact(
+            "models", {"model": name, "gguf": PACKAGED[name].sha256}, lambda f: _convert(name, f)
+        )
     elif name in tiny.NAMES:
         folder = store.artifact("models", {"model": name}, lambda f: tiny.build(name, f))
     elif Path(name).is_dir():
@@ -88,19 +88,30 @@ def load_folder(folder: Path, name: str) -> LanguageModel:
         raise CompanionError(f"'{folder}' holds no model: it needs config.json and *.safetensors.")
     try:
         with quiet():
-            model, info = AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True, dtype=torch.float32, output_loading_info=True)
+            model, info = AutoModelForCausalLM.from_pretrained(
+                folder, use_safetensors=True, dtype=torch.float32, output_loading_info=True
+            )
             tokenizer = AutoTokenizer.from_pretrained(folder)
-        if info["missing_keys"] or not tokenizer.vocab_size:  # transformers would go on with random weights, or with no words
-            raise ValueError(f"weights missing: {sorted(info['missing_keys'])}; words in the tokenizer: {tokenizer.vocab_size}")
+        if (
+            info["missing_keys"] or not tokenizer.vocab_size
+        ):  # transformers would go on with random weights, or with no words
+            raise ValueError(
+                f"weights missing: {sorted(info['missing_keys'])}; words in the tokenizer: {tokenizer.vocab_size}"
+            )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise CompanionError(f"the model in '{folder}' could not be read ({type(error).__name__}): save it again in the Hugging Face format.") from error
+        raise CompanionError(
+            f"the model in '{folder}' could not be read ({type(error).__name__}): save it again in the Hugging Face format."
+        ) from error
     fingerprint = store.key_of({"weights": [store.sha256_file(path) for path in weights]})
     return LanguageModel(name, model.eval().to(best_device()), tokenizer, fingerprint)
 
 
 def _load_hub(name: str) -> LanguageModel:
     others = ", ".join([*PACKAGED, *tiny.NAMES])
-    with from_hub(f"the model '{name}'", f"there is no model '{name}': it is none of {others}, no local folder, and could not be had from the Hub."):
+    with from_hub(
+        f"the model '{name}'",
+        f"there is no model '{name}': it is none of {others}, no local folder, and could not be had from the Hub.",
+    ):
         model = AutoModelForCausalLM.from_pretrained(name, use_safetensors=True, dtype=torch.float32)
         tokenizer = AutoTokenizer.from_pretrained(name)
     commit = getattr(model.config, "_commit_hash", None)
@@ -113,9 +124,15 @@ def from_hub(what: str, failure: str) -> Iterator[None]:
     try:
         with quiet():
             yield
-    except (OSError, ValueError, ImportError) as error:  # a proxy of a kind that needs another package is an ImportError
+    except (
+        OSError,
+        ValueError,
+        ImportError,
+    ) as error:  # a proxy of a kind that needs another package is an ImportError
         if proxy := store.blamed_proxy(error):
-            raise CompanionError(f"{what} could not be had from the Hub: the likely cause is the proxy in {proxy}, so correct or unset it.") from error
+            raise CompanionError(
+                f"{what} could not be had from the Hub: the likely cause is the proxy in {proxy}, so correct or unset it."
+            ) from error
         if isinstance(error, ImportError):
             raise
         raise CompanionError(failure) from error

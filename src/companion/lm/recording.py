@@ -35,24 +35,37 @@ class Task:
     batch_size: int = 64
 
 
-def write(lm: LanguageModel, task: Task, *, through_norm: bool = True, progress: str | None = None) -> tuple[Generated, Sums]:
+def write(
+    lm: LanguageModel, task: Task, *, through_norm: bool = True, progress: str | None = None
+) -> tuple[Generated, Sums]:
     """Let a model continue the prompts greedily; return its text and activation sums, from the store or made now."""
 
     def build(folder: Path) -> None:
         recorder = Recorder(lm, len(task.prompts), through_norm=through_norm)
-        settings = {"new_tokens": task.new_tokens, "max_prompt_tokens": task.max_prompt_tokens, "batch_size": task.batch_size}
+        settings = {
+            "new_tokens": task.new_tokens,
+            "max_prompt_tokens": task.max_prompt_tokens,
+            "batch_size": task.batch_size,
+        }
         made = generation.generate(lm, task.prompts, recorder=recorder, progress=progress, **settings)
-        save_file({"ids": made.ids, "mask": made.mask, "total": recorder.total, "count": recorder.count}, folder / "written.safetensors")
+        save_file(
+            {"ids": made.ids, "mask": made.mask, "total": recorder.total, "count": recorder.count},
+            folder / "written.safetensors",
+        )
         (folder / "texts.json").write_text(json.dumps(made.texts), encoding="utf-8")
 
     inputs = {"model": lm.fingerprint, "task": _key(task), "through_norm": _matters(lm, through_norm)}
     folder = store.artifact("activations", inputs, build)
     stored = load_file(folder / "written.safetensors")
     texts = json.loads((folder / "texts.json").read_text(encoding="utf-8"))
-    return Generated(stored["ids"], stored["mask"], texts), Sums(stored["total"], stored["count"], len(task.prompts))
+    return Generated(stored["ids"], stored["mask"], texts), Sums(
+        stored["total"], stored["count"], len(task.prompts)
+    )
 
 
-def read(lm: LanguageModel, task: Task, text: Generated, *, through_norm: bool = True, progress: str | None = None) -> Sums:
+def read(
+    lm: LanguageModel, task: Task, text: Generated, *, through_norm: bool = True, progress: str | None = None
+) -> Sums:
     """Let a model read prompts with the given continuations; return sums over the positions that predict them."""
 
     def build(folder: Path) -> None:
@@ -61,7 +74,12 @@ def read(lm: LanguageModel, task: Task, text: Generated, *, through_norm: bool =
         save_file({"total": recorder.total, "count": recorder.count}, folder / "read.safetensors")
 
     content = store.key_of({"ids": text.ids.tolist(), "mask": text.mask.tolist()})
-    inputs = {"model": lm.fingerprint, "task": _key(task), "text": content, "through_norm": _matters(lm, through_norm)}
+    inputs = {
+        "model": lm.fingerprint,
+        "task": _key(task),
+        "text": content,
+        "through_norm": _matters(lm, through_norm),
+    }
     folder = store.artifact("activations", inputs, build)
     stored = load_file(folder / "read.safetensors")
     return Sums(stored["total"], stored["count"], len(task.prompts))
@@ -82,9 +100,7 @@ def teacher_forced(
 @torch.inference_mode()
 def _pass(lm: LanguageModel, task: Task, text: Generated, recorder: Recorder, progress: str | None) -> None:
     rows = tokens.encode(lm.tokenizer, task.prompts, task.max_prompt_tokens)
-    order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
-    for start in tqdm(range(0, len(order), task.batch_size), desc=progress, disable=progress is None):
-        chosen = order[start : start + task.batch_size]
+    for chosen in tqdm(tokens.by_length(rows, task.batch_size), desc=progress, disable=progress is None):
         batch, predicts = teacher_forced([rows[i] for i in chosen], text.ids[chosen], text.mask[chosen])
         with recorder.watching(chosen):
             recorder.count_last(predicts.to(lm.device))
@@ -103,4 +119,6 @@ def _matters(lm: LanguageModel, through_norm: bool) -> bool:
 
 
 def _key(task: Task) -> str:
-    return store.key_of({"prompts": list(task.prompts), "new": task.new_tokens, "cut": task.max_prompt_tokens})
+    return store.key_of(
+        {"prompts": list(task.prompts), "new": task.new_tokens, "cut": task.max_prompt_tokens}
+    )

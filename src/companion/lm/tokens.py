@@ -41,7 +41,9 @@ def checked(texts: Sequence[str]) -> list[str]:
     """
     if isinstance(texts, (str, bytes)) or not isinstance(texts, Iterable):
         kind = type(texts).__name__
-        raise CompanionError(f"a list of texts is needed, not one object of type {kind}: write [text] for one text.")
+        raise CompanionError(
+            f"a list of texts is needed, not one object of type {kind}: write [text] for one text."
+        )
     found = list(texts)
     for i, text in enumerate(found):
         if not isinstance(text, str):
@@ -54,7 +56,9 @@ def checked(texts: Sequence[str]) -> list[str]:
     return found
 
 
-def encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], max_tokens: int | None = None) -> list[list[int]]:
+def encode(
+    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], max_tokens: int | None = None
+) -> list[list[int]]:
     """Return the ids of each text, ``max_tokens`` at most; an empty text is one EOS token.
 
     What a tokenizer puts at the end of every text (BERT's ``[SEP]``) stays at the end of one that is cut.
@@ -75,6 +79,12 @@ def _cut(ids: list[int], added: Sequence[int], limit: int | None) -> list[int]:
         return ids
     end = sum(1 for _ in itertools.takewhile(bool, reversed(added)))
     return (ids[: max(limit - end, 0)] + ids[len(ids) - end :])[:limit]
+
+
+def by_length(rows: Sequence[Sequence[int]], size: int) -> list[list[int]]:
+    """Indices of rows in batches of ``size``, those of similar length together: little is padded."""
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
+    return [order[start : start + size] for start in range(0, len(order), size)]
 
 
 def pad(rows: Sequence[Sequence[int]], side: Literal["left", "right"], pad_id: int = 0) -> Batch:

@@ -17,7 +17,9 @@ from companion.metrics.estimates import Estimate
 HALVES = 20  # random ways to cut the prompts in two
 
 
-def account(reduction: Float[Tensor, "layer d_mlp"], group: Int[Tensor, "layer d_mlp"], reduces: Tensor | None = None) -> dict[str, float]:
+def account(
+    reduction: Float[Tensor, "layer d_mlp"], group: Int[Tensor, "layer d_mlp"], reduces: Tensor | None = None
+) -> dict[str, float]:
     """Gross and net reduction, whole and by group.
 
     ``gross`` adds up the neurons that reduce, ``raise`` those that push the other way, ``net`` all.
@@ -25,7 +27,11 @@ def account(reduction: Float[Tensor, "layer d_mlp"], group: Int[Tensor, "layer d
     """
     reduces = reduction > 0 if reduces is None else reduces
     down = torch.where(reduces, reduction, 0.0)
-    found = {"gross": down.sum().item(), "net": reduction.sum().item(), "reducing": reduces.double().mean().item()}
+    found = {
+        "gross": down.sum().item(),
+        "net": reduction.sum().item(),
+        "reducing": reduces.double().mean().item(),
+    }
     by = {"gross": down, "net": reduction, "raise": down - reduction}
     for name, values in by.items():
         sums = torch.zeros(4, dtype=torch.float64).index_add_(0, group.flatten(), values.flatten().double())
@@ -35,7 +41,9 @@ def account(reduction: Float[Tensor, "layer d_mlp"], group: Int[Tensor, "layer d
     return found
 
 
-def shares(before: Side, after: Side, cosine: Float[Tensor, "layer d_mlp"], *, seed: int = 0, resamples: int = 300) -> dict[str, Estimate]:
+def shares(
+    before: Side, after: Side, cosine: Float[Tensor, "layer d_mlp"], *, seed: int = 0, resamples: int = 300
+) -> dict[str, Estimate]:
     """:func:`account` of the change from ``before`` to ``after``, with bootstrap intervals over prompts.
 
     The blocks of both sides hold the same prompts and are drawn together. A gross sum has a floor
@@ -49,13 +57,17 @@ def shares(before: Side, after: Side, cosine: Float[Tensor, "layer d_mlp"], *, s
     return bootstrap_blocks(once, before.sums, seed=seed, resamples=resamples)
 
 
-def bootstrap_blocks(once: Callable[[Tensor], dict[str, float]], sums: Sums, *, seed: int = 0, resamples: int = 300) -> dict[str, Estimate]:
+def bootstrap_blocks(
+    once: Callable[[Tensor], dict[str, float]], sums: Sums, *, seed: int = 0, resamples: int = 300
+) -> dict[str, Estimate]:
     """Intervals of any statistic of the prompts; it is given how often each block of prompts is counted."""
     generator, ones = torch.Generator().manual_seed(seed), torch.ones(len(sums.count))
     return _estimates(once(ones), [once(_resample(ones, generator)) for _ in range(resamples)], sums.prompts)
 
 
-def split_half(before: Side, after: Side, cosine: Float[Tensor, "layer d_mlp"], *, seed: int = 0, resamples: int = 300) -> dict[str, Estimate]:
+def split_half(
+    before: Side, after: Side, cosine: Float[Tensor, "layer d_mlp"], *, seed: int = 0, resamples: int = 300
+) -> dict[str, Estimate]:
     """:func:`account` with groups and directions settled on one half of the prompts and measured on the other.
 
     Free of regression to the mean: chance cannot choose a neuron and count it, too.
@@ -69,7 +81,9 @@ def split_half(before: Side, after: Side, cosine: Float[Tensor, "layer d_mlp"], 
     return _over_halves(once, before.sums, seed, resamples)
 
 
-def other_prompts(side: Side, cosine: Float[Tensor, "layer d_mlp"], *, seed: int = 0, resamples: int = 300) -> dict[str, Estimate]:
+def other_prompts(
+    side: Side, cosine: Float[Tensor, "layer d_mlp"], *, seed: int = 0, resamples: int = 300
+) -> dict[str, Estimate]:
     """The null: :func:`account` of one model on one half of the prompts against itself on the other half."""
 
     def once(first: Tensor, second: Tensor) -> dict[str, float]:
@@ -78,13 +92,18 @@ def other_prompts(side: Side, cosine: Float[Tensor, "layer d_mlp"], *, seed: int
     return _over_halves(once, side.sums, seed, resamples)
 
 
-def _over_halves(once: Callable[[Tensor, Tensor], dict[str, float]], sums: Sums, seed: int, resamples: int) -> dict[str, Estimate]:
+def _over_halves(
+    once: Callable[[Tensor, Tensor], dict[str, float]], sums: Sums, seed: int, resamples: int
+) -> dict[str, Estimate]:
     """Mean of a statistic of two halves over random halves; the interval draws halves and, within them, blocks."""
     generator, n = torch.Generator().manual_seed(seed), len(sums.count)
     firsts = [(torch.randperm(n, generator=generator) < n // 2).double() for _ in range(HALVES)]
     found = [once(*pair) for first in firsts for pair in ((first, 1 - first), (1 - first, first))]
     value = {name: float(np.mean([f[name] for f in found])) for name in found[0]}
-    drawn = [once(_resample(first, generator), _resample(1 - first, generator)) for first in (firsts[i % HALVES] for i in range(resamples))]
+    drawn = [
+        once(_resample(first, generator), _resample(1 - first, generator))
+        for first in (firsts[i % HALVES] for i in range(resamples))
+    ]
     return _estimates(value, drawn, sums.prompts)
 
 
@@ -104,17 +123,26 @@ def _estimates(value: dict[str, float], drawn: list[dict[str, float]], n: int) -
     found = {}
     for name in value:
         low, middle, high = np.quantile([d[name] for d in drawn], [0.025, 0.5, 0.975])
-        found[name] = Estimate(value[name], float(value[name] + low - middle), float(value[name] + high - middle), n)
+        found[name] = Estimate(
+            value[name], float(value[name] + low - middle), float(value[name] + high - middle), n
+        )
     return found
 
 
-def table(before: Side, after: Side, cosine: Float[Tensor, "layer d_mlp"], *, seed: int = 0, resamples: int = 200) -> pd.DataFrame:
+def table(
+    before: Side, after: Side, cosine: Float[Tensor, "layer d_mlp"], *, seed: int = 0, resamples: int = 200
+) -> pd.DataFrame:
     """One row per neuron: projections, reduction with its interval over prompts and its three parts, group and role."""
     reduction = before.projections - after.projections
     group = groups(cosine, before.sums.mean)
     generator = torch.Generator().manual_seed(seed)
     ones = torch.ones(len(before.sums.count))
-    drawn = torch.stack([(before.part(w) - after.part(w)).float() for w in (_resample(ones, generator) for _ in range(resamples))])
+    drawn = torch.stack(
+        [
+            (before.part(w) - after.part(w)).float()
+            for w in (_resample(ones, generator) for _ in range(resamples))
+        ]
+    )
     low, high = (drawn.kthvalue(max(1, round(q * resamples)), dim=0).values for q in (0.025, 0.975))
     layer, index = torch.meshgrid(*(torch.arange(n) for n in reduction.shape), indexing="ij")
     columns = {

@@ -101,7 +101,9 @@ def dpo_loss(
     return -logsigmoid(beta * ((chosen - reference_chosen) - (rejected - reference_rejected)))
 
 
-def encode_pairs(tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Pair], max_prompt: int, max_new: int) -> list[Triple]:
+def encode_pairs(
+    tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Pair], max_prompt: int, max_new: int
+) -> list[Triple]:
     """Tokenise each part by itself. No end-of-text is added: the completions were cut, not ended."""
     prompts = tokens.encode(tokenizer, [p.prompt for p in pairs], max_prompt)
     written = [tokens.checked([getattr(p, side) for p in pairs]) for side in ("chosen", "rejected")]
@@ -118,7 +120,9 @@ def collate(triples: Sequence[Triple]) -> PairBatch:
         ids += prompt
         positions += range(len(prompt))
         for side, completion in enumerate(sides, start=1):
-            source += [start + len(prompt) - 1, *range(len(ids), len(ids) + len(completion) - 1)][: len(completion)]
+            source += [start + len(prompt) - 1, *range(len(ids), len(ids) + len(completion) - 1)][
+                : len(completion)
+            ]
             target += completion
             ids += completion[:-1]  # the last token is predicted, and predicts nothing
             positions += range(len(prompt), len(prompt) + len(completion) - 1)
@@ -142,7 +146,13 @@ def completion_logps(model: nn.Module, batch: PairBatch) -> Float[Tensor, "pairs
 
     ``logits_to_keep`` makes the (large) logits for the positions that predict a completion token.
     """
-    logits = model(input_ids=batch.ids, attention_mask=batch.mask, position_ids=batch.positions, use_cache=False, logits_to_keep=batch.source).logits[0]
+    logits = model(
+        input_ids=batch.ids,
+        attention_mask=batch.mask,
+        position_ids=batch.positions,
+        use_cache=False,
+        logits_to_keep=batch.source,
+    ).logits[0]
     logits = logits.float()
     logp = logits.gather(-1, batch.target[:, None])[:, 0] - logits.logsumexp(-1)
     table = logp.new_zeros(batch.real.shape)
@@ -159,7 +169,9 @@ def schedule_batches(n: int, batch_size: int, steps: int, seed: int) -> list[lis
 
 
 @torch.no_grad()
-def reference_logps(accelerator: Accelerator, model: nn.Module, triples: Sequence[Triple], batches: Sequence[Sequence[int]]) -> Float[Tensor, "pairs 2"]:
+def reference_logps(
+    accelerator: Accelerator, model: nn.Module, triples: Sequence[Triple], batches: Sequence[Sequence[int]]
+) -> Float[Tensor, "pairs 2"]:
     """Log-probabilities of chosen and rejected completions under the untrained model, for the pairs that training will see (0 for others)."""
     seen = sorted({i for batch in batches for i in batch})
     size = len(batches[0]) if batches else 1
@@ -172,7 +184,13 @@ def reference_logps(accelerator: Accelerator, model: nn.Module, triples: Sequenc
 
 
 def train(
-    model: PreTrainedModel, triples: Sequence[Triple], config: DPOConfig, folder: Path, *, save_every: int = 20, progress: str | None = None
+    model: PreTrainedModel,
+    triples: Sequence[Triple],
+    config: DPOConfig,
+    folder: Path,
+    *,
+    save_every: int = 20,
+    progress: str | None = None,
 ) -> list[dict]:
     """Train a model in place and return one row of measurements per step.
 
@@ -185,26 +203,41 @@ def train(
     model.eval()  # dropout off, as in the papers
     optimizer = torch.optim.RMSprop(model.parameters(), lr=config.learning_rate)
     model, optimizer = accelerator.prepare(model, optimizer)
-    checkpoint = Checkpoint(folder, accelerator.unwrap_model(model), optimizer)
-    history, reference = checkpoint.load()
+    parameters = dict(accelerator.unwrap_model(model).named_parameters())
+    checkpoint = Checkpoint(folder / "training.safetensors", parameters, optimizer)
+    history, besides = checkpoint.load()
     schedule = schedule_batches(len(triples), config.batch_size, config.steps, config.seed)
+    reference = besides.get("reference")
     if reference is None:
         reference = reference_logps(accelerator, model, triples, schedule)
     batches = schedule[len(history) :]
-    loader = DataLoader(range(len(triples)), batch_sampler=batches, collate_fn=lambda rows: (collate([triples[i] for i in rows]), reference[rows]))
-    for batch, ref in tqdm(accelerator.prepare(loader), desc=progress, total=len(batches), disable=progress is None):
+    loader = DataLoader(
+        range(len(triples)),
+        batch_sampler=batches,
+        collate_fn=lambda rows: (collate([triples[i] for i in rows]), reference[rows]),
+    )
+    for batch, ref in tqdm(
+        accelerator.prepare(loader), desc=progress, total=len(batches), disable=progress is None
+    ):
         started = time.perf_counter()
         for group in optimizer.param_groups:
             group["lr"] = config.learning_rate * min(1.0, (len(history) + 1) / config.warmup)
         row = step(accelerator, model, optimizer, PairBatch(*batch), ref, config)
         history.append({**row, "seconds": round(time.perf_counter() - started, 3)})
         if len(history) % save_every == 0 and len(history) < config.steps:
-            checkpoint.save(history, reference)
+            checkpoint.save(history, reference=reference)
     checkpoint.clear()
     return history
 
 
-def step(accelerator: Accelerator, model: nn.Module, optimizer: torch.optim.Optimizer, batch: PairBatch, reference: Tensor, config: DPOConfig) -> dict:
+def step(
+    accelerator: Accelerator,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    batch: PairBatch,
+    reference: Tensor,
+    config: DPOConfig,
+) -> dict:
     """One optimiser step; returns loss, accuracy, margin (in units of β) and mean log-probabilities."""
     chosen, rejected = completion_logps(model, batch).unbind(1)
     losses = dpo_loss(chosen, rejected, reference[:, 0], reference[:, 1], config.beta)
@@ -213,11 +246,19 @@ def step(accelerator: Accelerator, model: nn.Module, optimizer: torch.optim.Opti
     optimizer.step()
     optimizer.zero_grad()
     margin = config.beta * ((chosen - reference[:, 0]) - (rejected - reference[:, 1])).detach()
-    measured = {"loss": losses.mean(), "accuracy": (margin > 0).float().mean(), "margin": margin.mean(), "chosen": chosen.mean(), "rejected": rejected.mean()}
+    measured = {
+        "loss": losses.mean(),
+        "accuracy": (margin > 0).float().mean(),
+        "margin": margin.mean(),
+        "chosen": chosen.mean(),
+        "rejected": rejected.mean(),
+    }
     return {name: value.item() for name, value in measured.items()}
 
 
-def trained(lm: LanguageModel, pairs: Sequence[Pair], config: DPOConfig, *, progress: str | None = None) -> tuple[LanguageModel, list[dict]]:
+def trained(
+    lm: LanguageModel, pairs: Sequence[Pair], config: DPOConfig, *, progress: str | None = None
+) -> tuple[LanguageModel, list[dict]]:
     """Return the DPO model and its training history, from the store or trained now."""
     triples = encode_pairs(lm.tokenizer, pairs, config.max_prompt_tokens, config.max_new_tokens)
 
@@ -230,4 +271,6 @@ def trained(lm: LanguageModel, pairs: Sequence[Pair], config: DPOConfig, *, prog
 
     inputs = {"model": lm.fingerprint, "pairs": store.key_of({"triples": triples}), "config": asdict(config)}
     folder = store.artifact("dpo", inputs, build)
-    return load_folder(folder, f"{lm.name}-dpo"), json.loads((folder / "history.json").read_text(encoding="utf-8"))
+    return load_folder(folder, f"{lm.name}-dpo"), json.loads(
+        (folder / "history.json").read_text(encoding="utf-8")
+    )

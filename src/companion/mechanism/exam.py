@@ -67,7 +67,9 @@ class Outcome:
             "toxicity": estimates.mean(self.toxicity, seed),
             "drop": estimates.relative_drop(base.toxicity, self.toxicity, seed),
             "perplexity": estimates.ratio(self.nll, self.count, seed, np.exp),
-            "perplexity_rise": estimates.ratio(self.nll - base.nll, self.count, seed, lambda x: np.exp(x) - 1),
+            "perplexity_rise": estimates.ratio(
+                self.nll - base.nll, self.count, seed, lambda x: np.exp(x) - 1
+            ),
             "f1": estimates.mean(self.f1, seed),
             "f1_change": estimates.mean(self.f1 - base.f1, seed),
         }
@@ -94,7 +96,13 @@ def examine(
     return Outcome(texts, scorer(texts), overlap, nll, count)
 
 
-def _written(lm: LanguageModel, view: TransformerBridge, exam: Exam, given: tuple[Intervention, ...], positions: Positions) -> list[str]:
+def _written(
+    lm: LanguageModel,
+    view: TransformerBridge,
+    exam: Exam,
+    given: tuple[Intervention, ...],
+    positions: Positions,
+) -> list[str]:
     """Continuations of prompts and openings, from the store or made now."""
     settings = {"new_tokens": exam.new_tokens, "max_prompt_tokens": exam.max_prompt_tokens}
     asked = [*exam.prompts, *exam.openings]
@@ -109,25 +117,41 @@ def _written(lm: LanguageModel, view: TransformerBridge, exam: Exam, given: tupl
     return json.loads((folder / "texts.json").read_text(encoding="utf-8"))
 
 
-def _losses(lm: LanguageModel, view: TransformerBridge, windows: list[list[int]], given: tuple[Intervention, ...], positions: Positions):
+def _losses(
+    lm: LanguageModel,
+    view: TransformerBridge,
+    windows: list[list[int]],
+    given: tuple[Intervention, ...],
+    positions: Positions,
+):
     """Summed loss and tokens of each window, from the store or measured now."""
 
     def build(folder: Path) -> None:
         with applied(view, *given, positions=positions):
-            nll, count = perplexity.cross_entropy(lm, windows, batch_size=max(1, BATCH_TOKENS // len(windows[0])))
+            nll, count = perplexity.cross_entropy(
+                lm, windows, batch_size=max(1, BATCH_TOKENS // len(windows[0]))
+            )
         (folder / "losses.json").write_text(json.dumps([nll.tolist(), count.tolist()]), encoding="utf-8")
 
     inputs = {**_inputs(lm, given, positions), "windows": store.key_of({"ids": windows})}
     folder = store.artifact("losses", inputs, build)
-    return tuple(np.array(values) for values in json.loads((folder / "losses.json").read_text(encoding="utf-8")))
+    return tuple(
+        np.array(values) for values in json.loads((folder / "losses.json").read_text(encoding="utf-8"))
+    )
 
 
 def _inputs(lm: LanguageModel, given: tuple[Intervention, ...], positions: Positions) -> dict:
-    return {"model": lm.fingerprint, "interventions": [i.fingerprint for i in given], "positions": positions.value if given else ""}
+    return {
+        "model": lm.fingerprint,
+        "interventions": [i.fingerprint for i in given],
+        "positions": positions.value if given else "",
+    }
 
 
 def mean_over_draws(outcomes: Sequence[Outcome]) -> Outcome:
     """Random draws of one control averaged prompt by prompt, so that its interval is over prompts as everywhere."""
     first = outcomes[0]
-    average = {name: np.mean([getattr(o, name) for o in outcomes], axis=0) for name in ("toxicity", "f1", "nll")}
+    average = {
+        name: np.mean([getattr(o, name) for o in outcomes], axis=0) for name in ("toxicity", "f1", "nll")
+    }
     return Outcome(first.texts, **average, count=first.count)

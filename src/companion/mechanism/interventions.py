@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float
@@ -45,6 +45,7 @@ class Positions(Enum):
     AFTER_FIRST = "after first"
 
 
+@runtime_checkable
 class Intervention(Protocol):
     """What :func:`applied` needs: edits by hook point, and a fingerprint for the store."""
 
@@ -63,14 +64,22 @@ class Subtract:
     layer: int
 
     def edits(self, model: TransformerBridge) -> dict[str, Edit]:
-        _require(tuple(self.direction.shape) == (model.cfg.d_model,), f"the direction needs {model.cfg.d_model} numbers, not {tuple(self.direction.shape)}")
-        _require(0 <= self.layer < model.cfg.n_layers, f"there is no layer {self.layer}: the model has {model.cfg.n_layers}")
+        _require(
+            tuple(self.direction.shape) == (model.cfg.d_model,),
+            f"the direction needs {model.cfg.d_model} numbers, not {tuple(self.direction.shape)}",
+        )
+        _require(
+            0 <= self.layer < model.cfg.n_layers,
+            f"there is no layer {self.layer}: the model has {model.cfg.n_layers}",
+        )
         step = (self.scale * self.direction).to(model.cfg.device)
         return {f"blocks.{self.layer}.hook_out": lambda x: x - step.to(x.dtype)}
 
     @property
     def fingerprint(self) -> str:
-        return _digest("subtract", self.direction, torch.tensor([self.scale, self.layer], dtype=torch.float64))
+        return _digest(
+            "subtract", self.direction, torch.tensor([self.scale, self.layer], dtype=torch.float64)
+        )
 
 
 @dataclass(frozen=True)
@@ -80,7 +89,9 @@ class AblateValues:
     neurons: Bool[Tensor, "layer d_mlp"]
 
     def edits(self, model: TransformerBridge) -> dict[str, Edit]:
-        return _by_layer(model, self.neurons, "hook_post", lambda layer, chosen: lambda x: x.masked_fill(chosen, 0))
+        return _by_layer(
+            model, self.neurons, "hook_post", lambda layer, chosen: lambda x: x.masked_fill(chosen, 0)
+        )
 
     @property
     def fingerprint(self) -> str:
@@ -119,7 +130,10 @@ class Patch:
     values: Float[Tensor, "layer d_mlp"]
 
     def edits(self, model: TransformerBridge) -> dict[str, Edit]:
-        _require(self.values.shape == self.neurons.shape, f"{tuple(self.values.shape)} values for {tuple(self.neurons.shape)} neurons")
+        _require(
+            self.values.shape == self.neurons.shape,
+            f"{tuple(self.values.shape)} values for {tuple(self.neurons.shape)} neurons",
+        )
 
         def edit(layer: int, chosen: Tensor) -> Edit:
             given = self.values[layer].to(chosen.device, torch.float32)
@@ -141,13 +155,19 @@ class Replay:
     def edits(self, model: TransformerBridge) -> dict[str, Edit]:
         def edit(layer: int) -> Edit:
             def replace(x: Tensor) -> Tensor:
-                _require(x.shape == self.recorded[layer].shape, f"recorded {tuple(self.recorded[layer].shape)}, running {tuple(x.shape)}")
+                _require(
+                    x.shape == self.recorded[layer].shape,
+                    f"recorded {tuple(self.recorded[layer].shape)}, running {tuple(x.shape)}",
+                )
                 return self.recorded[layer].to(x)
 
             return replace
 
         for layer in self.recorded:
-            _require(0 <= layer < model.cfg.n_layers, f"there is no layer {layer}: the model has {model.cfg.n_layers}")
+            _require(
+                0 <= layer < model.cfg.n_layers,
+                f"there is no layer {layer}: the model has {model.cfg.n_layers}",
+            )
         return {f"blocks.{layer}.mlp.hook_post": edit(layer) for layer in self.recorded}
 
     @property
@@ -157,7 +177,9 @@ class Replay:
 
 
 @contextmanager
-def applied(model: TransformerBridge, *interventions: Intervention, positions: Positions | Bool[Tensor, "batch pos"]) -> Iterator[None]:
+def applied(
+    model: TransformerBridge, *interventions: Intervention, positions: Positions | Bool[Tensor, "batch pos"]
+) -> Iterator[None]:
     """Apply interventions, in the order given, to every forward pass within the block.
 
     Blocks may be nested. On the way out, also after an exception, hooks are as they were.
@@ -170,8 +192,14 @@ def applied(model: TransformerBridge, *interventions: Intervention, positions: P
 
     def check(_module, _args: tuple, kwargs: dict) -> None:
         decoding = kwargs.get("past_key_values") is not None
-        _require(positions is not Positions.GENERATED or decoding, "generated positions are known only while decoding with a cache: give a mask")
-        _require(positions is not Positions.AFTER_FIRST or not decoding, "with a cache a pass does not begin with the first token")
+        _require(
+            positions is not Positions.GENERATED or decoding,
+            "generated positions are known only while decoding with a cache: give a mask",
+        )
+        _require(
+            positions is not Positions.AFTER_FIRST or not decoding,
+            "with a cache a pass does not begin with the first token",
+        )
 
     def hook(edit: Edit):
         def run(tensor: Tensor, hook) -> Tensor:
@@ -180,8 +208,15 @@ def applied(model: TransformerBridge, *interventions: Intervention, positions: P
         return run
 
     given = isinstance(positions, Tensor) and positions.dtype == torch.bool and positions.ndim == 2
-    _require(given or isinstance(positions, Positions), "positions are one of Positions or a boolean mask of shape [batch, pos]")
-    hooks = [(name, hook(edit)) for intervention in interventions for name, edit in intervention.edits(model).items()]
+    _require(
+        given or isinstance(positions, Positions),
+        "positions are one of Positions or a boolean mask of shape [batch, pos]",
+    )
+    hooks = [
+        (name, hook(edit))
+        for intervention in interventions
+        for name, edit in intervention.edits(model).items()
+    ]
     handle = model.original_model.register_forward_pre_hook(check, with_kwargs=True)
     try:
         with model.hooks(fwd_hooks=hooks):
@@ -193,7 +228,10 @@ def applied(model: TransformerBridge, *interventions: Intervention, positions: P
 def _at(tensor: Tensor, edit: Edit, positions: Positions | Tensor) -> Tensor:
     """The tensor with the edit at some positions only."""
     if isinstance(positions, Tensor):
-        _require(positions.shape == tensor.shape[:2], f"the mask of positions is {tuple(positions.shape)}, the pass {tuple(tensor.shape[:2])}")
+        _require(
+            positions.shape == tensor.shape[:2],
+            f"the mask of positions is {tuple(positions.shape)}, the pass {tuple(tensor.shape[:2])}",
+        )
         return torch.where(positions.to(tensor.device)[..., None], edit(tensor), tensor)
     if positions is Positions.ALL:
         return edit(tensor)
@@ -204,11 +242,18 @@ def _at(tensor: Tensor, edit: Edit, positions: Positions | Tensor) -> Tensor:
     return torch.cat([tensor[:, :-1], edit(tensor[:, -1:])], 1)
 
 
-def _by_layer(model: TransformerBridge, neurons: Tensor, site: str, edit: Callable[[int, Tensor], Edit]) -> dict[str, Edit]:
+def _by_layer(
+    model: TransformerBridge, neurons: Tensor, site: str, edit: Callable[[int, Tensor], Edit]
+) -> dict[str, Edit]:
     shape = (model.cfg.n_layers, model.cfg.d_mlp)
-    _require(neurons.dtype == torch.bool and tuple(neurons.shape) == shape, f"neurons must be a boolean mask of shape {shape}, not {tuple(neurons.shape)}")
+    _require(
+        neurons.dtype == torch.bool and tuple(neurons.shape) == shape,
+        f"neurons must be a boolean mask of shape {shape}, not {tuple(neurons.shape)}",
+    )
     touched = neurons.any(-1).nonzero()[:, 0].tolist()
-    return {f"blocks.{layer}.mlp.{site}": edit(layer, neurons[layer].to(model.cfg.device)) for layer in touched}
+    return {
+        f"blocks.{layer}.mlp.{site}": edit(layer, neurons[layer].to(model.cfg.device)) for layer in touched
+    }
 
 
 def _require(fits: bool, sentence: str) -> None:
@@ -219,5 +264,8 @@ def _require(fits: bool, sentence: str) -> None:
 def _digest(kind: str, *tensors: Tensor) -> str:
     digest = hashlib.sha256(kind.encode())
     for tensor in tensors:
-        digest.update(repr((tensor.dtype, tuple(tensor.shape))).encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
+        digest.update(
+            repr((tensor.dtype, tuple(tensor.shape))).encode()
+            + tensor.detach().cpu().contiguous().numpy().tobytes()
+        )
     return digest.hexdigest()[:16]

@@ -81,7 +81,9 @@ class Side:
         return self.sums.mean * self.projected
 
 
-def value_vectors(lm: LanguageModel, *, through_norm: bool = True) -> Iterator[Float[Tensor, "d_mlp d_model"]]:
+def value_vectors(
+    lm: LanguageModel, *, through_norm: bool = True
+) -> Iterator[Float[Tensor, "d_mlp d_model"]]:
     """Value vectors layer by layer: what one unit of activation writes (rows of ``c_proj``, columns of ``down_proj``).
 
     ``through_norm`` multiplies by the gain of the norm behind the MLP where there is one (Gemma);
@@ -94,29 +96,41 @@ def value_vectors(lm: LanguageModel, *, through_norm: bool = True) -> Iterator[F
         yield vectors * (1 + norms[layer].weight.detach()) if norms else vectors
 
 
-def projected(lm: LanguageModel, direction: Float[Tensor, "*n d_model"], *, through_norm: bool = True) -> Float[Tensor, "*n layer d_mlp"]:
+def projected(
+    lm: LanguageModel, direction: Float[Tensor, "*n d_model"], *, through_norm: bool = True
+) -> Float[Tensor, "*n layer d_mlp"]:
     """v_i · d for every neuron and each direction, in fp64; directions are used as they are, unit length or not."""
     d = direction.double().to(lm.device)
     width = next(value_vectors(lm)).shape[0]
-    found = torch.empty(*d.shape[:-1], lm.n_layers, width, dtype=torch.float64)  # in one piece: small results would keep the fp64 copies' pages
+    found = torch.empty(
+        *d.shape[:-1], lm.n_layers, width, dtype=torch.float64
+    )  # in one piece: small results would keep the fp64 copies' pages
     for layer, vectors in enumerate(value_vectors(lm, through_norm=through_norm)):
         found[..., layer, :] = (d @ vectors.double().T).cpu()
     return found
 
 
-def cosines(lm: LanguageModel, direction: Float[Tensor, "d_model"], *, through_norm: bool = True) -> Float[Tensor, "layer d_mlp"]:
+def cosines(
+    lm: LanguageModel, direction: Float[Tensor, "d_model"], *, through_norm: bool = True
+) -> Float[Tensor, "layer d_mlp"]:
     """Cosine of every value vector with the direction."""
     d = direction.to(lm.device)
     vectors_by_layer = value_vectors(lm, through_norm=through_norm)
-    return torch.stack([torch.nn.functional.cosine_similarity(vectors, d, dim=-1) for vectors in vectors_by_layer]).cpu()
+    return torch.stack(
+        [torch.nn.functional.cosine_similarity(vectors, d, dim=-1) for vectors in vectors_by_layer]
+    ).cpu()
 
 
-def groups(cosine: Float[Tensor, "layer d_mlp"], base_mean: Float[Tensor, "layer d_mlp"]) -> Int[Tensor, "layer d_mlp"]:
+def groups(
+    cosine: Float[Tensor, "layer d_mlp"], base_mean: Float[Tensor, "layer d_mlp"]
+) -> Int[Tensor, "layer d_mlp"]:
     """:class:`Group` of every neuron; cosine 0 counts as anti-toxic, mean 0 as positive."""
     return (cosine <= 0).long() * 2 + (base_mean < 0).long()
 
 
-def roles(group: Int[Tensor, "layer d_mlp"], reduction: Float[Tensor, "layer d_mlp"]) -> Int[Tensor, "layer d_mlp"]:
+def roles(
+    group: Int[Tensor, "layer d_mlp"], reduction: Float[Tensor, "layer d_mlp"]
+) -> Int[Tensor, "layer d_mlp"]:
     """:class:`Role` of every neuron; no change at all counts as raising."""
     return group + 4 * (reduction <= 0).long()
 

@@ -67,27 +67,40 @@ def make_pairs(
     greedy = generate(lm, shown, new_tokens=new_tokens)
     common = {"new_tokens": new_tokens, "settings": settings}
     civil = steered(lm, probe, rows, toxic=False, seed=seed, path=folder / "civil.jsonl", **common)
-    toxic = [steered(lm, probe, rows, toxic=True, seed=seed + 1000 * r, path=folder / f"toxic_{r}.jsonl", **common) for r in range(rounds)]
+    toxic = [
+        steered(lm, probe, rows, toxic=True, seed=seed + 1000 * r, path=folder / f"toxic_{r}.jsonl", **common)
+        for r in range(rounds)
+    ]
     rejectable = [(texts, scorer(texts)) for texts in (*toxic, greedy.texts)]
     greedy_score, civil_score = rejectable[-1][1], scorer(civil)
     pairs = []
     for i, whole in enumerate(greedy.mask.all(dim=1).tolist()):
-        chosen, low = min((greedy.texts[i], greedy_score[i]), (civil[i], civil_score[i]), key=lambda side: side[1])
+        chosen, low = min(
+            (greedy.texts[i], greedy_score[i]), (civil[i], civil_score[i]), key=lambda side: side[1]
+        )
         for texts, scores in rejectable:
             if whole and texts[i] != chosen and scores[i] - low >= margin:
-                pairs.append(Pair(shown[i], chosen, texts[i], round(float(low), 4), round(float(scores[i]), 4)))
+                pairs.append(
+                    Pair(shown[i], chosen, texts[i], round(float(low), 4), round(float(scores[i]), 4))
+                )
     return pairs
 
 
 def write(pairs: Sequence[Pair], path: Path) -> None:
     """Write pairs as JSON lines."""
-    path.write_text("".join(json.dumps(vars(pair), ensure_ascii=False) + "\n" for pair in pairs), encoding="utf-8")
+    path.write_text(
+        "".join(json.dumps(vars(pair), ensure_ascii=False) + "\n" for pair in pairs), encoding="utf-8"
+    )
 
 
 def read(path: Path) -> list[Pair]:
     """Read pairs from JSON lines; unknown fields are ignored."""
     names = {field.name for field in fields(Pair)}
-    return [Pair(**{k: v for k, v in json.loads(line).items() if k in names}) for line in path.read_text(encoding="utf-8").split("\n") if line]
+    return [
+        Pair(**{k: v for k, v in json.loads(line).items() if k in names})
+        for line in path.read_text(encoding="utf-8").split("\n")
+        if line
+    ]
 
 
 ROUNDS = 2  # continuations steered to toxicity per prompt
@@ -125,12 +138,21 @@ def load(profile: Profile, lm: LanguageModel, probe: Probe, scorer: Scorer) -> l
         return read(shipped("pairs/pairs.jsonl"))
     texts, settings = pair_prompts(profile)[: profile.pairs], pplm.PPLM(iterations=profile.pplm_iterations)
     rounds = -(-profile.pairs // len(texts))
-    options = {"rounds": rounds, "new_tokens": profile.new_tokens, "max_prompt_tokens": profile.max_prompt_tokens, "seed": profile.seed}
+    options = {
+        "rounds": rounds,
+        "new_tokens": profile.new_tokens,
+        "max_prompt_tokens": profile.max_prompt_tokens,
+        "seed": profile.seed,
+    }
 
     def build(folder: Path) -> None:
-        made = make_pairs(lm, probe, texts, scorer, settings, margin=profile.pair_margin, folder=folder, **options)
+        made = make_pairs(
+            lm, probe, texts, scorer, settings, margin=profile.pair_margin, folder=folder, **options
+        )
         if not made:
-            raise CompanionError("PPLM gave no pair that differs enough in toxicity: lower the profile's pair_margin or take another model.")
+            raise CompanionError(
+                "PPLM gave no pair that differs enough in toxicity: lower the profile's pair_margin or take another model."
+            )
         write(made, folder / "pairs.jsonl")
 
     inputs = {

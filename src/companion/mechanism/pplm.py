@@ -14,6 +14,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits, pad
 from tqdm import tqdm
 from transformers import DynamicCache
 
+from companion import store
 from companion.lm import tokens
 from companion.lm.models import LanguageModel
 from companion.mechanism.probe import Probe
@@ -40,7 +41,14 @@ Cache = list[tuple[Float[Tensor, "batch heads pos d_head"], Float[Tensor, "batch
 
 
 def sample(
-    lm: LanguageModel, probe: Probe, prompts: Sequence[Sequence[int]], settings: PPLM, *, toxic: bool, new_tokens: int, seed: int
+    lm: LanguageModel,
+    probe: Probe,
+    prompts: Sequence[Sequence[int]],
+    settings: PPLM,
+    *,
+    toxic: bool,
+    new_tokens: int,
+    seed: int,
 ) -> Int[Tensor, "batch new"]:
     """Sample one continuation for each tokenised prompt, steered to (or away from) toxicity.
 
@@ -79,11 +87,18 @@ class _Step:
         self.lm, self.probe, self.settings, self.target = lm, probe, settings, float(toxic)
 
     def forward(
-        self, cache: Cache | None, ids: Int[Tensor, "batch new"] | Float[Tensor, "batch new d_model"], mask: Bool[Tensor, "batch pos"]
+        self,
+        cache: Cache | None,
+        ids: Int[Tensor, "batch new"] | Float[Tensor, "batch new d_model"],
+        mask: Bool[Tensor, "batch pos"],
     ) -> tuple[Cache, Float[Tensor, "batch vocab"], Float[Tensor, "batch d_model"]]:
         """Read token ids (or soft embeddings) after a cache; return cache, last logits, last residual."""
         batch = tokens.Batch(mask, mask)  # only the positions are used
-        past = DynamicCache([(k, v) for k, v in cache]) if cache is not None else DynamicCache(config=self.lm.model.config)
+        past = (
+            DynamicCache([(k, v) for k, v in cache])
+            if cache is not None
+            else DynamicCache(config=self.lm.model.config)
+        )
         inputs = {"inputs_embeds": ids} if ids.is_floating_point() else {"input_ids": ids}
         with torch.set_grad_enabled(cache is not None and torch.is_grad_enabled()):
             out = self.lm.model(
@@ -95,9 +110,15 @@ class _Step:
                 output_hidden_states=True,
                 logits_to_keep=1,
             )
-        return [(layer.keys, layer.values) for layer in past.layers], out.logits[:, -1], out.hidden_states[self.probe.layer][:, -1]
+        return (
+            [(layer.keys, layer.values) for layer in past.layers],
+            out.logits[:, -1],
+            out.hidden_states[self.probe.layer][:, -1],
+        )
 
-    def perturb(self, cache: Cache, last: Tensor, mask: Tensor, plain_logits: Tensor, pooled: Tensor, position: int) -> Cache:
+    def perturb(
+        self, cache: Cache, last: Tensor, mask: Tensor, plain_logits: Tensor, pooled: Tensor, position: int
+    ) -> Cache:
         """Move the cache by gradient steps on the probe's loss plus the KL term."""
         flat = [t.detach() for pair in cache for t in pair]
         deltas = [torch.zeros_like(t) for t in flat]
@@ -110,11 +131,15 @@ class _Step:
             real = mask[:, None, :-1, None]  # padding stays as it is
             steps = [g * real for g in gradients]
             deltas = [
-                d - self.settings.step_size * g / g.flatten(1).norm(dim=1).clamp(min=1e-10)[:, None, None, None] for d, g in zip(deltas, steps, strict=True)
+                d
+                - self.settings.step_size * g / g.flatten(1).norm(dim=1).clamp(min=1e-10)[:, None, None, None]
+                for d, g in zip(deltas, steps, strict=True)
             ]
         return _pairs([t + d.detach() for t, d in zip(flat, deltas, strict=True)])
 
-    def _loss(self, cache: Cache, last: Tensor, mask: Tensor, plain_logits: Tensor, pooled: Tensor, position: int) -> Float[Tensor, ""]:
+    def _loss(
+        self, cache: Cache, last: Tensor, mask: Tensor, plain_logits: Tensor, pooled: Tensor, position: int
+    ) -> Float[Tensor, ""]:
         """Cross-entropy of the wanted class one token ahead (horizon 1) plus KL(steered ‖ plain), summed over the batch."""
         cache, logits, hidden = self.forward(cache, last, mask)
         probability = logits.softmax(-1)
@@ -123,7 +148,9 @@ class _Step:
         _, _, future = self.forward(cache, soft[:, None], ahead)
         mean = (pooled + hidden + future) / (position + 2)
         verdict = self.probe.logits(mean)
-        attribute = binary_cross_entropy_with_logits(verdict, torch.full_like(verdict, self.target), reduction="sum")
+        attribute = binary_cross_entropy_with_logits(
+            verdict, torch.full_like(verdict, self.target), reduction="sum"
+        )
         kl = (probability * (logits.log_softmax(-1) - plain_logits.log_softmax(-1))).sum()
         return attribute + self.settings.kl_scale * kl
 
@@ -159,15 +186,23 @@ def steered(
     on after them.
     """
     done = (
-        [line for line in path.read_text(encoding="utf-8").split("\n") if line] if path is not None and path.exists() else []
+        [line for line in path.read_text(encoding="utf-8").split("\n") if line]
+        if path is not None and path.exists()
+        else []
     )  # texts may hold other line breaks
     starts = range(0, len(prompts), batch_size)
-    for number in tqdm(range(len(done), len(starts)), desc=f"PPLM {'to' if toxic else 'from'} toxicity", disable=path is None):
+    for number in tqdm(
+        range(len(done), len(starts)), desc=f"PPLM {'to' if toxic else 'from'} toxicity", disable=path is None
+    ):
         rows = prompts[starts[number] : starts[number] + batch_size]
         ids = sample(lm, probe, rows, settings, toxic=toxic, new_tokens=new_tokens, seed=seed + number)
-        done.append(json.dumps([lm.tokenizer.decode(row, skip_special_tokens=True) for row in ids.tolist()], ensure_ascii=False))
+        done.append(
+            json.dumps(
+                [lm.tokenizer.decode(row, skip_special_tokens=True) for row in ids.tolist()],
+                ensure_ascii=False,
+            )
+        )
         if path is not None:
-            fresh = path.with_suffix(".new")  # then renamed: a kill leaves whole lines
-            fresh.write_text("\n".join(done) + "\n", encoding="utf-8")
-            fresh.replace(path)
+            with store.replacing(path) as fresh:
+                fresh.write_text("\n".join(done) + "\n", encoding="utf-8")
     return [text for line in done for text in json.loads(line)]

@@ -26,8 +26,6 @@ from companion.lm.anatomy import final_norm_gain
 from companion.lm.models import LanguageModel
 
 MAX_TOKENS = 128
-
-
 STRENGTH = 0.01  # inverse strength of the L2 penalty; fixed on training folds
 
 
@@ -69,7 +67,11 @@ def pool(hidden: Float[Tensor, "batch pos d_model"], batch: tokens.Batch) -> Flo
 
 @torch.inference_mode()
 def features(
-    lm: LanguageModel, texts: Sequence[str], layers: Sequence[int], batch_size: int = 32, progress: str | None = None
+    lm: LanguageModel,
+    texts: Sequence[str],
+    layers: Sequence[int],
+    batch_size: int = 32,
+    progress: str | None = None,
 ) -> Float[Tensor, "layer texts d_model"]:
     """Pooled residual stream entering each of ``layers`` (0 is the embedding), in fp32.
 
@@ -79,14 +81,13 @@ def features(
     if not all(0 <= layer < lm.n_layers for layer in layers):
         raise ValueError(f"layers must lie in 0 … {lm.n_layers - 1}, got {list(layers)}")
     rows = tokens.encode(lm.tokenizer, texts, MAX_TOKENS)
-    order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
     out = torch.zeros(len(layers), len(rows), lm.model.config.hidden_size)
-    starts = range(0, len(order), batch_size)
-    for start in tqdm(starts, desc=progress, disable=progress is None):
-        chosen = order[start : start + batch_size]
+    for chosen in tqdm(tokens.by_length(rows, batch_size), desc=progress, disable=progress is None):
         batch = tokens.pad([rows[i] for i in chosen], "right")
         batch = tokens.Batch(batch.ids.to(lm.device), batch.mask.to(lm.device))
-        hidden = lm.model(input_ids=batch.ids, attention_mask=batch.mask.long(), output_hidden_states=True, logits_to_keep=1).hidden_states
+        hidden = lm.model(
+            input_ids=batch.ids, attention_mask=batch.mask.long(), output_hidden_states=True, logits_to_keep=1
+        ).hidden_states
         for i, layer in enumerate(layers):
             out[i, chosen] = pool(hidden[layer].float(), batch).cpu()
     return out
@@ -102,7 +103,12 @@ def scale(pooled: Float[Tensor, "texts d_model"]) -> float:
     return float(pooled.std(0).mean())
 
 
-def fit(pooled: Float[Tensor, "texts d_model"], labels: Int[np.ndarray, "texts"], layer: int, strength: float = STRENGTH) -> Probe:
+def fit(
+    pooled: Float[Tensor, "texts d_model"],
+    labels: Int[np.ndarray, "texts"],
+    layer: int,
+    strength: float = STRENGTH,
+) -> Probe:
     """Fit a probe on centred features divided by one common scale; both are folded into the weights."""
     centre, width = pooled.mean(0), scale(pooled)
     with threadpool_limits(1):  # on so small a matrix threads wait for each other
@@ -128,7 +134,11 @@ def trained(
         x = features(lm, texts, [layer])[0] if pooled is None else pooled
         fit(x, labels, layer).save(folder / "probe.safetensors")
 
-    inputs = {"model": lm.fingerprint, "layer": layer, "comments": store.key_of({"texts": list(texts), "labels": np.asarray(labels).tolist()})}
+    inputs = {
+        "model": lm.fingerprint,
+        "layer": layer,
+        "comments": store.key_of({"texts": list(texts), "labels": np.asarray(labels).tolist()}),
+    }
     return Probe.load(store.artifact("probe", inputs, build) / "probe.safetensors")
 
 
@@ -157,7 +167,9 @@ def top_tokens(lm: LanguageModel, direction: Float[Tensor, "d_model"], k: int = 
 
 
 @torch.inference_mode()
-def top_tokens_of_each(lm: LanguageModel, directions: Float[Tensor, "n d_model"], k: int = 10) -> list[list[str]]:
+def top_tokens_of_each(
+    lm: LanguageModel, directions: Float[Tensor, "n d_model"], k: int = 10
+) -> list[list[str]]:
     """:func:`top_tokens` of many directions, a few hundred at a time."""
     gain = final_norm_gain(lm)
     unembedding = lm.model.get_output_embeddings().weight.detach()

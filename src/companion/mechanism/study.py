@@ -93,4 +93,18 @@ def begin(profile: Profile) -> Study:
     tuned_text, tuned_own = recording.write(tuned, task, progress="DPO writes")
     cosine = neurons.cosines(lm, fitted.direction)
     raw = [recording.write(this, task, through_norm=False)[1].mean for this in (lm, tuned)]
-    return Study(profile, lm, tuned, scorer, made, fitted.direction, cosine, task, base_text, base_own, tuned_text, tuned_own, *raw)
+    return Study(
+        profile,
+        lm,
+        tuned,
+        scorer,
+        made,
+        fitted.direction,
+        cosine,
+        task,
+        base_text,
+        base_own,
+        tuned_text,
+        tuned_own,
+        *raw,
+    )

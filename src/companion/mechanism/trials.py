@@ -20,26 +20,33 @@ from transformer_lens import TransformerBridge
 
 from companion import store
 from companion.lm import tokens
+from companion.lm.generation import generator_of
 from companion.lm.models import LanguageModel
 from companion.mechanism import neurons, probe
 from companion.mechanism.exam import Exam, Outcome, examine
-from companion.mechanism.interventions import AblateValues, Intervention, Patch, Positions, RescaleKeys, Subtract, applied
+from companion.mechanism.interventions import (
+    AblateValues,
+    Intervention,
+    Patch,
+    Positions,
+    RescaleKeys,
+    Subtract,
+    applied,
+)
 from companion.mechanism.neurons import Group
 from companion.mechanism.study import Study
 from companion.metrics import perplexity
 
 Neurons = Bool[Tensor, "layer d_mlp"]
-
-
 SIZES = (7, 36, 100, 200, 1000, 2000)  # numbers of toxic value vectors in the two papers
-
-
 PUBLISHED_RISE = 23.56 / 21.70 - 1  # perplexity that subtracting W costs in Lee et al. (2024), table 2
-
-
-TOXIC_WORDS = ("fuck", "shit", "crap", "damn", "asshole")  # the "toxic embedding" of Yang et al. is their mean
-
-
+TOXIC_WORDS = (
+    "fuck",
+    "shit",
+    "crap",
+    "damn",
+    "asshole",
+)  # the "toxic embedding" of Yang et al. is their mean
 CIVIL_WORDS = ("hello", "thanks", "friend", "peace", "welcome")  # minus the mean of these
 
 
@@ -54,13 +61,17 @@ class Trial:
     reading: Positions = Positions.ALL
 
 
-def run(study: Study, exam: Exam, views: tuple[TransformerBridge, TransformerBridge], trials: list[Trial]) -> dict[str, Outcome]:
+def run(
+    study: Study, exam: Exam, views: tuple[TransformerBridge, TransformerBridge], trials: list[Trial]
+) -> dict[str, Outcome]:
     """Examine trials one after the other; an interrupted list goes on where it stopped."""
     found = {}
     for trial in (bar := tqdm(trials, unit="trial")):
         bar.set_postfix_str(trial.name)
         lm, view = (study.tuned, views[1]) if trial.on_tuned else (study.lm, views[0])
-        found[trial.name] = examine(lm, view, exam, study.scorer, *trial.given, writing=trial.writing, reading=trial.reading)
+        found[trial.name] = examine(
+            lm, view, exam, study.scorer, *trial.given, writing=trial.writing, reading=trial.reading
+        )
     return found
 
 
@@ -81,10 +92,13 @@ def matched(study: Study, chosen: Neurons, draw: int, among: Neurons | None = No
     norm = torch.stack([vectors.norm(dim=-1) for vectors in neurons.value_vectors(study.lm)]).cpu().flatten()
     quantile = (norm.argsort().argsort() * 50) // norm.numel()
     free = ~chosen.flatten() if among is None else (among & ~chosen).flatten()
-    generator = torch.Generator().manual_seed(1_000_003 * draw + study.profile.seed)
+    generator = generator_of(draw, study.profile.seed)
     found = torch.zeros(norm.numel(), dtype=torch.bool)
     for q in range(50):
-        wanted, left = int((chosen.flatten() & (quantile == q)).sum()), (free & (quantile == q)).nonzero()[:, 0]
+        wanted, left = (
+            int((chosen.flatten() & (quantile == q)).sum()),
+            (free & (quantile == q)).nonzero()[:, 0],
+        )
         found[left[torch.randperm(len(left), generator=generator)[:wanted]]] = True
     return found.view(chosen.shape)
 
@@ -103,9 +117,16 @@ def ablation_controls(study: Study) -> dict[str, list[Trial]]:
     positive = study.base_mean > 0
     draws = range(study.profile.control_draws)
     found = {}
-    for n, among, name in ((200, None, "toxic"), (2000, None, "toxic"), (200, positive, "toxic, positive"), (2000, positive, "toxic, positive")):
+    for n, among, name in (
+        (200, None, "toxic"),
+        (2000, None, "toxic"),
+        (200, positive, "toxic, positive"),
+        (2000, positive, "toxic, positive"),
+    ):
         sets = [matched(study, top(study.cosine, n, among), draw, among) for draw in draws]
-        found[f"ablate {n} {name}"] = [Trial(f"random for: ablate {n} {name}, {i}", (AblateValues(s),)) for i, s in enumerate(sets)]
+        found[f"ablate {n} {name}"] = [
+            Trial(f"random for: ablate {n} {name}, {i}", (AblateValues(s),)) for i, s in enumerate(sets)
+        ]
     return found
 
 
@@ -114,11 +135,22 @@ def directions(study: Study) -> dict[str, Float[Tensor, "d_model"]]:
     stacked = torch.stack(list(neurons.value_vectors(study.lm))).flatten(0, 1).cpu()
     order = study.cosine.flatten().argsort(descending=True)
     random = torch.randn(len(study.direction), generator=torch.Generator().manual_seed(study.profile.seed))
-    found = {"W": study.direction, "value vector": stacked[order[0]], "SVD U0": probe.svd_directions(stacked[order[:128]], 1)[0], "random direction": random}
+    found = {
+        "W": study.direction,
+        "value vector": stacked[order[0]],
+        "SVD U0": probe.svd_directions(stacked[order[:128]], 1)[0],
+        "random direction": random,
+    }
     return {name: d / d.norm() for name, d in found.items()}
 
 
-def calibrated(lm: LanguageModel, view: TransformerBridge, direction: Float[Tensor, "d_model"], windows: list[list[int]], rise: float) -> Subtract:
+def calibrated(
+    lm: LanguageModel,
+    view: TransformerBridge,
+    direction: Float[Tensor, "d_model"],
+    windows: list[list[int]],
+    rise: float,
+) -> Subtract:
     """Subtraction with the scale at which perplexity on (dev) windows rises by ``rise``; kept in the store.
 
     Lee et al. chose the scale so that perplexity equals that of the DPO model. Small steps cost
@@ -135,7 +167,12 @@ def calibrated(lm: LanguageModel, view: TransformerBridge, direction: Float[Tens
             scale *= np.clip((rise / max(risen, 1e-9)) ** 0.5, 0.1, 10)
         (folder / "scale.json").write_text(json.dumps(float(scale)), encoding="utf-8")
 
-    inputs = {"model": lm.fingerprint, "direction": Subtract(direction, 1.0, layer).fingerprint, "windows": store.key_of({"ids": windows}), "rise": rise}
+    inputs = {
+        "model": lm.fingerprint,
+        "direction": Subtract(direction, 1.0, layer).fingerprint,
+        "windows": store.key_of({"ids": windows}),
+        "rise": rise,
+    }
     folder = store.artifact("scales", inputs, build)
     return Subtract(direction, json.loads((folder / "scale.json").read_text(encoding="utf-8")), layer)
 
@@ -144,7 +181,10 @@ def unalignments(study: Study) -> list[Trial]:
     """The DPO model with the keys of the 7 most toxic neurons scaled up, and with 7 random ones."""
     toxic = top(study.cosine, 7)
     trials = [Trial(f"DPO, 7 toxic keys × {f}", (RescaleKeys(toxic, f),), on_tuned=True) for f in (2, 5, 10)]
-    return [*trials, Trial("DPO, 7 random keys × 10", (RescaleKeys(matched(study, toxic, 0), 10),), on_tuned=True)]
+    return [
+        *trials,
+        Trial("DPO, 7 random keys × 10", (RescaleKeys(matched(study, toxic, 0), 10),), on_tuned=True),
+    ]
 
 
 def patch_sets(study: Study) -> dict[str, Neurons]:
@@ -179,8 +219,18 @@ def patches(study: Study) -> list[Trial]:
         some = torch.rand(sets["all ↓"].shape, generator=generator) < share
         trials += [Trial(f"patch random neurons, {draw}", (Patch(some, tuned),), **where)]
     for name in ("all ↓", "all neurons"):
-        trials += [Trial(f"DPO, patch {name} to base means", (Patch(sets[name], base),), on_tuned=True, **where)]
-    return [*trials, Trial("DPO, clamp all neurons to DPO means", (Patch(sets["all neurons"], tuned),), on_tuned=True, **where)]
+        trials += [
+            Trial(f"DPO, patch {name} to base means", (Patch(sets[name], base),), on_tuned=True, **where)
+        ]
+    return [
+        *trials,
+        Trial(
+            "DPO, clamp all neurons to DPO means",
+            (Patch(sets["all neurons"], tuned),),
+            on_tuned=True,
+            **where,
+        ),
+    ]
 
 
 def embedding_direction(study: Study) -> Float[Tensor, "d_model"]:
@@ -194,7 +244,9 @@ def embedding_direction(study: Study) -> Float[Tensor, "d_model"]:
     return mean(TOXIC_WORDS) - mean(CIVIL_WORDS)
 
 
-def edited(study: Study, cosine: Float[Tensor, "layer d_mlp"], alpha: float, beta: float, *, random: bool = False) -> Patch:
+def edited(
+    study: Study, cosine: Float[Tensor, "layer d_mlp"], alpha: float, beta: float, *, random: bool = False
+) -> Patch:
     """Tuning-free editing (EMNLP version): clamp a share β of each group to its base mean times 1 ± α.
 
     TP and AN, those with the highest absolute cosine, are turned down to 1 − α; AP and TN, those with the
@@ -225,4 +277,7 @@ def edits(study: Study) -> list[Trial]:
             yield f"swapped signs, {label}", edited(study, cosine, -alpha, beta)
             yield f"random neurons, {label}", edited(study, cosine, alpha, beta, random=True)
 
-    return [Trial(name, (patch,), writing=Positions.GENERATED, reading=Positions.AFTER_FIRST) for name, patch in trials()]
+    return [
+        Trial(name, (patch,), writing=Positions.GENERATED, reading=Positions.AFTER_FIRST)
+        for name, patch in trials()
+    ]

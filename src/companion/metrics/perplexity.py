@@ -14,7 +14,9 @@ from companion.metrics.estimates import Estimate, ratio
 
 
 @torch.inference_mode()
-def cross_entropy(lm: LanguageModel, windows: Sequence[Sequence[int]], batch_size: int = 2) -> tuple[np.ndarray, np.ndarray]:
+def cross_entropy(
+    lm: LanguageModel, windows: Sequence[Sequence[int]], batch_size: int = 2
+) -> tuple[np.ndarray, np.ndarray]:
     """Return, per window of ids, the summed negative log-likelihood (nats, fp64) and the tokens scored.
 
     The first token of a window has no context and is not scored.
@@ -48,7 +50,9 @@ PACK = 256  # tokens read together: the logits of a large vocabulary fill memory
 
 
 @torch.inference_mode()
-def nll(lm: LanguageModel, texts: Sequence[str]) -> tuple[Float[np.ndarray, "texts"], Float[np.ndarray, "texts"]]:
+def nll(
+    lm: LanguageModel, texts: Sequence[str]
+) -> tuple[Float[np.ndarray, "texts"], Float[np.ndarray, "texts"]]:
     """Summed negative log-likelihood (nats) and number of tokens of each text, its first token included; 0 and 0 for an empty one.
 
     Texts are packed in order of their tokens: what several begin with, as rewrites of one sentence do, is read once.
@@ -61,7 +65,10 @@ def nll(lm: LanguageModel, texts: Sequence[str]) -> tuple[Float[np.ndarray, "tex
     found = dict.fromkeys(["", *unique], (0.0, 0))
     for group in trie.packs([rows[i] for i in order], PACK):
         some = [order[k] for k in group]
-        found |= {unique[i]: (loss, len(rows[i]) - 1) for i, loss in zip(some, _losses(lm, [rows[i] for i in some]), strict=True)}
+        found |= {
+            unique[i]: (loss, len(rows[i]) - 1)
+            for i, loss in zip(some, _losses(lm, [rows[i] for i in some]), strict=True)
+        }
     both = np.array([found[text] for text in texts], dtype=float).reshape(-1, 2)
     return both[:, 0], both[:, 1]
 
@@ -70,11 +77,21 @@ def _losses(lm: LanguageModel, rows: Sequence[Sequence[int]]) -> list[float]:
     """Summed cross-entropy of each row after its first token, in fp64; common beginnings are read once."""
     packed = trie.pack([row[:-1] for row in rows])  # the last token predicts nothing
     ids, positions = (torch.tensor(values, device=lm.device)[None] for values in (packed.ids, packed.depth))
-    mask = torch.zeros(packed.ancestors.shape).masked_fill(~packed.ancestors, -torch.inf)[None, None].to(lm.device)
-    logits = lm.model(input_ids=ids, position_ids=positions, attention_mask=mask, use_cache=False).logits[0].float()
+    mask = (
+        torch.zeros(packed.ancestors.shape)
+        .masked_fill(~packed.ancestors, -torch.inf)[None, None]
+        .to(lm.device)
+    )
+    logits = (
+        lm.model(input_ids=ids, position_ids=positions, attention_mask=mask, use_cache=False)
+        .logits[0]
+        .float()
+    )
     total = logits.logsumexp(-1)
     found = []
     for row, end in zip(rows, packed.ends, strict=True):
         path = packed.ancestors[end].nonzero()[:, 0].to(lm.device)  # nodes stand in the order of their depth
-        found.append((total[path] - logits[path, torch.tensor(row[1:], device=lm.device)]).double().sum().item())
+        found.append(
+            (total[path] - logits[path, torch.tensor(row[1:], device=lm.device)]).double().sum().item()
+        )
     return found

@@ -14,7 +14,7 @@ depend on its neighbours in the batch.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float
@@ -22,6 +22,7 @@ from jaxtyping import Float
 from companion.errors import CompanionError
 
 
+@runtime_checkable
 class Scorer(Protocol):
     """Scores texts; higher is more toxic."""
 

@@ -15,7 +15,13 @@ from pathlib import Path
 import numpy as np
 import torch
 from jaxtyping import Float
-from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from companion import paths, store
 from companion.errors import CompanionError
@@ -23,8 +29,6 @@ from companion.lm import models, tokens
 from companion.store import sha256_file
 
 BATCH, MAX_TOKENS = 64, 512
-
-
 TOXIC = {"toxic", "toxicity"}  # the class is called so in the original and the unbiased models
 
 
@@ -43,31 +47,46 @@ class DetoxifyScorer:
         _check(path)
         try:
             stored = torch.load(path, map_location="cpu", weights_only=True)
-            arguments, classes = stored["config"]["arch"]["args"], stored["config"]["dataset"]["args"]["classes"]
+            arguments, classes = (
+                stored["config"]["arch"]["args"],
+                stored["config"]["dataset"]["args"]["classes"],
+            )
             column = next(i for i, c in enumerate(classes) if c in TOXIC)
-        except (pickle.UnpicklingError, RuntimeError, LookupError, TypeError, EOFError, StopIteration) as error:
-            raise CompanionError(f"'{path}' is no Detoxify checkpoint ({type(error).__name__}): choose one that the detoxify package has saved.") from error
+        except (
+            pickle.UnpicklingError,
+            RuntimeError,
+            LookupError,
+            TypeError,
+            EOFError,
+            StopIteration,
+        ) as error:
+            raise CompanionError(
+                f"'{path}' is no Detoxify checkpoint ({type(error).__name__}): choose one that the detoxify package has saved."
+            ) from error
         base = arguments["model_type"]
         with models.from_hub(
-            "Detoxify's configuration", f"Detoxify needs the configuration of '{base}': go online once, or use a checkpoint whose model_type is a local folder."
+            "Detoxify's configuration",
+            f"Detoxify needs the configuration of '{base}': go online once, or use a checkpoint whose model_type is a local folder.",
         ):
             config = AutoConfig.from_pretrained(base, num_labels=arguments["num_classes"])
             tokenizer = AutoTokenizer.from_pretrained(base)
         model = AutoModelForSequenceClassification.from_config(config)
-        weights = {k: v for k, v in stored["state_dict"].items() if not k.endswith("position_ids")}  # old checkpoints carry them
+        weights = {
+            k: v for k, v in stored["state_dict"].items() if not k.endswith("position_ids")
+        }  # old checkpoints carry them
         try:
             model.load_state_dict(weights)
         except RuntimeError as error:
-            raise CompanionError(f"the weights in '{path}' do not fit '{arguments['model_type']}': use the model type it was trained from.") from error
+            raise CompanionError(
+                f"the weights in '{path}' do not fit '{arguments['model_type']}': use the model type it was trained from."
+            ) from error
         return cls(model, tokenizer, column)
 
     @torch.inference_mode()
     def __call__(self, texts: Sequence[str]) -> Float[np.ndarray, "texts"]:
         rows = tokens.encode(self.tokenizer, texts, MAX_TOKENS)
         scores = np.zeros(len(rows))
-        order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
-        for start in range(0, len(order), BATCH):
-            chosen = order[start : start + BATCH]
+        for chosen in tokens.by_length(rows, BATCH):
             batch = tokens.pad([rows[i] for i in chosen], "right")
             logits = self.model(input_ids=batch.ids, attention_mask=batch.mask.long()).logits
             scores[chosen] = logits[:, self.column].double().sigmoid().numpy()
@@ -78,12 +97,16 @@ def _official(name: str) -> Path:
     from detoxify.detoxify import MODEL_URLS  # imports slowly, so only when a name has to be resolved
 
     if name not in MODEL_URLS:
-        raise CompanionError(f"there is no Detoxify model or checkpoint file '{name}': choose one of {', '.join(MODEL_URLS)} or give a file.")
+        raise CompanionError(
+            f"there is no Detoxify model or checkpoint file '{name}': choose one of {', '.join(MODEL_URLS)} or give a file."
+        )
     path = paths.cache() / "detoxify" / MODEL_URLS[name].rsplit("/", 1)[1]
     if not path.exists():
         store.writable(path.parent)
         try:
-            torch.hub.download_url_to_file(MODEL_URLS[name], str(path), hash_prefix=_hash_in_name(path), progress=True)
+            torch.hub.download_url_to_file(
+                MODEL_URLS[name], str(path), hash_prefix=_hash_in_name(path), progress=True
+            )
         except (OSError, RuntimeError) as error:
             raise CompanionError(
                 f"the Detoxify model '{name}' could not be downloaded: check the network, or give a local checkpoint as detoxify:FILE."
@@ -98,8 +121,16 @@ def _hash_in_name(path: Path) -> str | None:
 
 def _check(path: Path) -> None:
     note = path.with_name(path.name + ".sha256")
-    expected = next(iter(note.read_text(encoding="utf-8").lower().split()), None) if note.is_file() else _hash_in_name(path)
+    expected = (
+        next(iter(note.read_text(encoding="utf-8").lower().split()), None)
+        if note.is_file()
+        else _hash_in_name(path)
+    )
     if expected is None or len(expected) not in (8, 64):  # 8 in the official names
-        raise CompanionError(f"'{path}' is a pickle without a known hash: if you trust it, write its sha256 to '{note.name}' beside it.")
+        raise CompanionError(
+            f"'{path}' is a pickle without a known hash: if you trust it, write its sha256 to '{note.name}' beside it."
+        )
     if not sha256_file(path).startswith(expected):
-        raise CompanionError(f"'{path}' does not have its known sha256 ({expected[:8]}…): delete it and download it again.")
+        raise CompanionError(
+            f"'{path}' does not have its known sha256 ({expected[:8]}…): delete it and download it again."
+        )

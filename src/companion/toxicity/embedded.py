@@ -25,17 +25,15 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from companion import paths
 from companion.errors import CompanionError
 from companion.lm import models, tokens
-from companion.lm.sentence_encoder import by_length, embed, load_encoder
+from companion.lm.sentence_encoder import batches, embed, load_encoder
 
 FOLDER = paths.DATA / "scorer"
-
-
-WORDS = HashingVectorizer(n_features=2**17, ngram_range=(1, 2), alternate_sign=False, norm="l2", lowercase=True)
-
-
-CHARACTERS = HashingVectorizer(n_features=2**18, analyzer="char_wb", ngram_range=(2, 5), alternate_sign=False, norm="l2", lowercase=True)
-
-
+WORDS = HashingVectorizer(
+    n_features=2**17, ngram_range=(1, 2), alternate_sign=False, norm="l2", lowercase=True
+)
+CHARACTERS = HashingVectorizer(
+    n_features=2**18, analyzer="char_wb", ngram_range=(2, 5), alternate_sign=False, norm="l2", lowercase=True
+)
 BATCH = 64
 
 
@@ -50,14 +48,21 @@ class EmbeddedScorer:
 
     name = "embedded"
 
-    def __init__(self, encoder: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, weights: dict[str, np.ndarray]) -> None:
+    def __init__(
+        self, encoder: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, weights: dict[str, np.ndarray]
+    ) -> None:
         self.encoder, self.tokenizer, self.weights = encoder.eval(), tokenizer, weights
 
     @classmethod
     def load(cls, folder: Path = FOLDER) -> EmbeddedScorer:
         """Load adapter and heads from a folder (safetensors only)."""
-        if not all((folder / name).is_file() for name in ("heads.safetensors", "adapter_model.safetensors", "adapter_config.json")):
-            raise CompanionError(f"the scorer's weights are not in '{folder}': restore them with git, or train them with `companion make scorer`.")
+        if not all(
+            (folder / name).is_file()
+            for name in ("heads.safetensors", "adapter_model.safetensors", "adapter_config.json")
+        ):
+            raise CompanionError(
+                f"the scorer's weights are not in '{folder}': restore them with git, or train them with `companion make scorer`."
+            )
         encoder, tokenizer = load_encoder()
         with models.quiet():
             merged = PeftModel.from_pretrained(encoder, folder).merge_and_unload()
@@ -68,7 +73,7 @@ class EmbeddedScorer:
         texts, weight = tokens.checked(texts), torch.from_numpy(self.weights["semantic.weight"]).float()
         logits = np.zeros(len(texts))
         with torch.inference_mode():
-            for chosen, batch in by_length(self.tokenizer, texts, BATCH):
+            for chosen, batch in batches(self.tokenizer, texts, BATCH):
                 logits[chosen] = (embed(self.encoder, batch) @ weight).double().numpy()
         return logits + float(self.weights["semantic.bias"][0])
 

@@ -16,7 +16,6 @@ from companion.store import sha256_file
 
 VERSION = "1.9.1"
 
-
 SHA256 = {
     "model.joblib": "aeafc04849d4d93db4721cf30a86ebf22085595294b8a07d51918e7fa98f538b",
     "vectorizer.joblib": "19c5200dc6a41f026e0558e2f164f5fe8d8f58e502b46b37e4385037fcfa4831",
@@ -37,7 +36,9 @@ class LexicalScorer:
     def __init__(self) -> None:
         spec = importlib.util.find_spec("profanity_check")
         if spec is None:
-            raise CompanionError(f"the package alt-profanity-check is missing: run `pip install alt-profanity-check=={VERSION}`.")
+            raise CompanionError(
+                f"the package alt-profanity-check is missing: run `pip install alt-profanity-check=={VERSION}`."
+            )
         folder = Path(spec.origin).parent / "data"
         for name, expected in SHA256.items():  # unpickled on import, so checked before it
             if sha256_file(folder / name) != expected:

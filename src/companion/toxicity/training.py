@@ -34,14 +34,19 @@ from companion.toxicity.lexical import LexicalScorer
 
 SEED, EPOCHS, BALANCED_EPOCHS, BATCH, LEARNING_RATE = 0, 3, 3, 32, 4e-4
 
-
 LORA = {
     "r": 16,
     "lora_alpha": 32,
     "lora_dropout": 0.1,
-    "target_modules": ["query", "key", "value", "attention.output.dense", "intermediate.dense", "output.dense"],
+    "target_modules": [
+        "query",
+        "key",
+        "value",
+        "attention.output.dense",
+        "intermediate.dense",
+        "output.dense",
+    ],
 }
-
 
 # Each source counts by the square root of its size, so that the small, subtle ones are heard.
 EXPONENT = 0.5
@@ -59,9 +64,13 @@ def train_scorer(folder: Path) -> dict:
     """Train, write the adapter, the heads and ``evaluation.json`` to ``folder``; return the evaluation."""
     rows = public.labelled()
     train, dev = (rows[rows.split == split].reset_index(drop=True) for split in ("train", "dev"))
-    lexical = LogisticRegression(C=4.0, max_iter=2000).fit(lexical_features(train.text), train.label, sample_weight=row_weights(train))
+    lexical = LogisticRegression(C=4.0, max_iter=2000).fit(
+        lexical_features(train.text), train.label, sample_weight=row_weights(train)
+    )
     encoder, tokenizer, head = train_encoder(train)
-    encoder.peft_config["default"].base_model_name_or_path = "sentence-transformers/all-MiniLM-L6-v2"  # not this machine's path
+    encoder.peft_config[
+        "default"
+    ].base_model_name_or_path = "sentence-transformers/all-MiniLM-L6-v2"  # not this machine's path
     encoder.save_pretrained(folder)
     (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty card; ours is written by hand
     weights = {
@@ -91,27 +100,42 @@ def train_encoder(train: pd.DataFrame) -> tuple[PeftModel, PreTrainedTokenizerBa
     encoder, head = get_peft_model(encoder, LoraConfig(**LORA)), nn.Linear(384, 1)
     fine_tune(encoder, tokenizer, head, [train] * EPOCHS, LEARNING_RATE)
     smallest = train.groupby("source").size().min()
-    balanced = [train.groupby("source").sample(smallest, random_state=epoch) for epoch in range(BALANCED_EPOCHS)]
+    balanced = [
+        train.groupby("source").sample(smallest, random_state=epoch) for epoch in range(BALANCED_EPOCHS)
+    ]
     fine_tune(encoder, tokenizer, head, balanced, LEARNING_RATE / 2)
     return encoder.eval(), tokenizer, head
 
 
-def fine_tune(encoder: PeftModel, tokenizer: PreTrainedTokenizerBase, head: nn.Linear, epochs: list[pd.DataFrame], learning_rate: float) -> None:
+def fine_tune(
+    encoder: PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    head: nn.Linear,
+    epochs: list[pd.DataFrame],
+    learning_rate: float,
+) -> None:
     """Train adapter and head in place, one pass over each table of rows; AdamW, warm-up, cosine decay."""
     parameters = [p for p in encoder.parameters() if p.requires_grad] + list(head.parameters())
     optimizer = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=0.01)
     steps = sum(-(-len(rows) // BATCH) for rows in epochs)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda s: min(1.0, (s + 1) / 100) * 0.5 * (1 + math.cos(math.pi * s / steps)))
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda s: min(1.0, (s + 1) / 100) * 0.5 * (1 + math.cos(math.pi * s / steps))
+    )
     encoder.train()
     with tqdm(total=steps, desc="training the scorer") as bar:
         for epoch, rows in enumerate(epochs):
-            ids, weights = tokens.encode(tokenizer, rows.text.tolist(), MAX_TOKENS), torch.tensor(row_weights(rows), dtype=torch.float32)
+            ids, weights = (
+                tokens.encode(tokenizer, rows.text.tolist(), MAX_TOKENS),
+                torch.tensor(row_weights(rows), dtype=torch.float32),
+            )
             labels = torch.tensor(rows.label.to_numpy(), dtype=torch.float32)
             for chosen in shuffled_batches([len(row) for row in ids], epoch):
                 batch = tokens.pad([ids[i] for i in chosen], "right")
                 with torch.autocast("cpu", torch.bfloat16):
                     embedded = embed(encoder, batch)
-                loss = binary_cross_entropy_with_logits(head(embedded.float())[:, 0], labels[chosen], weight=weights[chosen])
+                loss = binary_cross_entropy_with_logits(
+                    head(embedded.float())[:, 0], labels[chosen], weight=weights[chosen]
+                )
                 optimizer.zero_grad()
                 loss.backward()
                 nn.utils.clip_grad_norm_(parameters, 1.0)
@@ -140,5 +164,8 @@ def evaluate(scorer: EmbeddedScorer, rows: pd.DataFrame) -> dict:
             "lexical part": scorer.lexical(texts),
             "alt-profanity-check": other(texts),
         }
-        result.setdefault(split, {})[source] = {"n": len(part), **{name: round(float(roc_auc_score(labels, s)), 4) for name, s in scores.items()}}
+        result.setdefault(split, {})[source] = {
+            "n": len(part),
+            **{name: round(float(roc_auc_score(labels, s)), 4) for name, s in scores.items()},
+        }
     return result

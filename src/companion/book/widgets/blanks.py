@@ -21,13 +21,8 @@ from companion.marco.rewriting.settings import PUBLISHED, Settings, alone
 from companion.marco.rewriting.words import Sentence
 
 TEMPLATE = Path(__file__).with_name("blanks.html")
-
-
 TOP = 30  # candidates that each model gives
-
-
 LISTED = 8  # tokens that the element lists
-
 
 SLIDERS = {  # of each strength: its name, and how far and in which steps it can be moved
     "alpha_base": ("α of the base", 0.0, 2.0, 0.05),
@@ -36,9 +31,10 @@ SLIDERS = {  # of each strength: its name, and how far and in which steps it can
     "alpha_anti": ("α of the anti-expert", 0.0, 4.0, 0.05),
 }
 
-
 # Factors of the three models' logits whose winners are candidates, too: between them few other tokens can win.
-GRID = tuple(itertools.product((0.0, 0.2, 0.4, 1.0, 2.0), (0.0, 1.0, 2.0, 4.25, 8.0), (0.0, -0.5, -1.5, -4.0)))
+GRID = tuple(
+    itertools.product((0.0, 0.2, 0.4, 1.0, 2.0), (0.0, 1.0, 2.0, 4.25, 8.0), (0.0, -0.5, -1.5, -4.0))
+)
 
 
 @dataclass(frozen=True)
@@ -80,16 +76,27 @@ def walk(denoiser: Denoiser, sentence: Sentence, masked: Sequence[int], settings
     that the earlier ones were given.
     """
     source = sentence.masked(masked, denoiser.mask_id)
-    script, (originals, parts), blanks = Script(source, sentence, denoiser, anchored=True), _cut(sentence, masked), []
+    script, (originals, parts), blanks = (
+        Script(source, sentence, denoiser, anchored=True),
+        _cut(sentence, masked),
+        [],
+    )
     total = script.rest.count(script.mask)
-    decoding, ids = denoiser.begin(ROLES, [sentence.ids, source, source], [list(script.written)] * len(ROLES)), None  # the base alone reads the original
+    decoding, ids = (
+        denoiser.begin(ROLES, [sentence.ids, source, source], [list(script.written)] * len(ROLES)),
+        None,
+    )  # the base alone reads the original
     while not script.done:
         logits = decoding.step(ids).float().cpu()
         scores = rewriter.product(logits[:, None], settings.strengths)
         if settings.repetition_penalty != 1.0:
-            scores = rewriter.penalised(scores, torch.tensor([script.written or [-1]]), settings.repetition_penalty)
+            scores = rewriter.penalised(
+                scores, torch.tensor([script.written or [-1]]), settings.repetition_penalty
+            )
         script.restrict(scores[0])
-        if script.rest[0] == script.mask and len(blanks) == total - script.rest.count(script.mask):  # nothing is written in this blank yet
+        if script.rest[0] == script.mask and len(blanks) == total - script.rest.count(
+            script.mask
+        ):  # nothing is written in this blank yet
             blanks.append(Blank(originals[len(blanks)], logits, scores[0] > -torch.inf, script.rest[1]))
         ids = torch.tensor([script.take(int(scores[0].argmax()))]).expand(len(ROLES))
     return Blanked(parts, blanks, denoiser.decode(script.written))
@@ -128,7 +135,9 @@ def candidates(blank: Blank, starts: Sequence[Settings], top: int = TOP) -> Int[
     ids = blank.allowed.nonzero()[:, 0]
     logits = blank.logits[:, ids]
     products = torch.tensor([*GRID, *(settings.strengths for settings in starts)]) @ logits
-    best = [values.topk(min(n, len(ids))).indices.flatten() for values, n in ((logits, top), (products, LISTED))]
+    best = [
+        values.topk(min(n, len(ids))).indices.flatten() for values, n in ((logits, top), (products, LISTED))
+    ]
     return torch.cat([ids[torch.cat(best)], torch.tensor([blank.following])]).unique()
 
 
@@ -140,7 +149,11 @@ def html(items: Sequence[Blanked], denoiser: Denoiser, starts: Mapping[str, Sett
     """
     shown = [item for item in items if item.blanks]
     names = {"columns": ["base", "expert", "anti-expert"], "listed": LISTED}
-    data = {**names, "sentences": [_sentence(item, denoiser, list(starts.values())) for item in shown], **_controls(starts)}
+    data = {
+        **names,
+        "sentences": [_sentence(item, denoiser, list(starts.values())) for item in shown],
+        **_controls(starts),
+    }
     return element.html(TEMPLATE, "blanks", data, title=title, note=NOTE, accent=plots.DPO)
 
 
@@ -151,7 +164,10 @@ NOTE = (
 
 
 def _sentence(item: Blanked, denoiser: Denoiser, starts: Sequence[Settings]) -> dict[str, object]:
-    return {"parts": [censor.censored(part) for part in item.parts], "blanks": [_blank(blank, denoiser, starts) for blank in item.blanks]}
+    return {
+        "parts": [censor.censored(part) for part in item.parts],
+        "blanks": [_blank(blank, denoiser, starts) for blank in item.blanks],
+    }
 
 
 def _blank(blank: Blank, denoiser: Denoiser, starts: Sequence[Settings]) -> dict[str, object]:
@@ -170,5 +186,7 @@ def _controls(starts: Mapping[str, Settings]) -> dict[str, object]:
     sliders = []
     for i, (key, (name, low, high, step)) in enumerate(SLIDERS.items()):
         used = [row[i] for row in values.values()]
-        sliders.append({"key": key, "name": name, "low": min(low, *used), "high": max(high, *used), "step": step})
+        sliders.append(
+            {"key": key, "name": name, "low": min(low, *used), "high": max(high, *used), "step": step}
+        )
     return {"sliders": sliders, "presets": [{"name": name, "values": row} for name, row in values.items()]}

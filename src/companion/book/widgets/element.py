@@ -21,7 +21,9 @@ def html(template: Path, name: str, data: object, *, title: str, note: str, **ma
     """
     parts = {"title": escape(title), "note": escape(note), "data": _for_script(data), **markup}
     parts["id"] = f"{name}-" + hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12]
-    filled = re.sub(r"@([a-z]+)@", lambda found: parts[found[1]], template.read_text(encoding="utf-8"))  # in one pass: a token may read @id@
+    filled = re.sub(
+        r"@([a-z]+)@", lambda found: parts[found[1]], template.read_text(encoding="utf-8")
+    )  # in one pass: a token may read @id@
     return HTML(f"<style>\n{STYLE.read_text(encoding='utf-8')}</style>\n{filled}")
 
 

@@ -14,20 +14,33 @@ from companion.book import plots
 from companion.book.widgets import element
 
 TEMPLATE = Path(__file__).with_name("explorer.html")
-
-
-COLUMNS = ("layer", "index", "cosine", "before", "after", "p_before", "p_after", "reduction", "low", "high", "group", "role", "tokens")
-
+COLUMNS = (
+    "layer",
+    "index",
+    "cosine",
+    "before",
+    "after",
+    "p_before",
+    "p_after",
+    "reduction",
+    "low",
+    "high",
+    "group",
+    "role",
+    "tokens",
+)
 
 # Sign of the cosine with the toxic direction, and of the mean activation m before the change. Warm colours are toxic, cold ones anti-toxic.
 GROUPS = {"TP": "cos > 0, m ≥ 0", "TN": "cos > 0, m < 0", "AP": "cos ≤ 0, m ≥ 0", "AN": "cos ≤ 0, m < 0"}
-
-
 COLOURS = {"TP": plots.ACCENT, "TN": plots.CONTROL, "AP": plots.DPO, "AN": "#2a9d6f"}
 
-
 # A second channel beside colour: SVG paths around the origin, within a radius of about 1.
-SHAPES = {"TP": "M-.9,0a.9,.9 0 1,0 1.8,0a.9,.9 0 1,0 -1.8,0", "TN": "M0,-1.1L1,.7H-1Z", "AP": "M-.8,-.8H.8V.8H-.8Z", "AN": "M0,-1.15L1.15,0L0,1.15L-1.15,0Z"}
+SHAPES = {
+    "TP": "M-.9,0a.9,.9 0 1,0 1.8,0a.9,.9 0 1,0 -1.8,0",
+    "TN": "M0,-1.1L1,.7H-1Z",
+    "AP": "M-.8,-.8H.8V.8H-.8Z",
+    "AN": "M0,-1.15L1.15,0L0,1.15L-1.15,0Z",
+}
 
 
 def html(rows: pd.DataFrame, *, title: str, limit: int = 4000) -> HTML:
@@ -58,14 +71,21 @@ def note(rows: pd.DataFrame, drawn: pd.DataFrame) -> str:
     if len(drawn) == len(rows):
         return f"All {len(rows):,} neurons are drawn. {marks}"
     share = gross_share(rows, drawn)
-    held = "; no neuron reduces toxicity" if math.isnan(share) else f"; they hold {100 * share:.1f} % of the gross reduction"
+    held = (
+        "; no neuron reduces toxicity"
+        if math.isnan(share)
+        else f"; they hold {100 * share:.1f} % of the gross reduction"
+    )
     return f"Drawn are the {len(drawn):,} neurons of {len(rows):,} with the largest |Δp|{held}. {marks}"
 
 
 def records(drawn: pd.DataFrame) -> list[list[object]]:
     """Rows for JSON: four significant digits, None for what is not a number, no tokens as an empty string."""
     columns = [drawn[name].fillna("") if name == "tokens" else drawn[name] for name in COLUMNS]
-    return [[_compact(value) for value in row] for row in zip(*(column.tolist() for column in columns), strict=True)]
+    return [
+        [_compact(value) for value in row]
+        for row in zip(*(column.tolist() for column in columns), strict=True)
+    ]
 
 
 def _compact(value: object) -> object:
@@ -79,4 +99,7 @@ def _legend() -> str:
         '<button type="button" data-group="{name}" aria-pressed="true" style="--wx-colour: {colour}">'
         '<svg viewBox="-1.3 -1.3 2.6 2.6" stroke-width="0.3" aria-hidden="true"><path d="{path}"/></svg><b>{name}</b><span></span><small>{meaning}</small></button>'
     )
-    return "".join(button.format(name=name, colour=COLOURS[name], path=SHAPES[name], meaning=escape(meaning)) for name, meaning in GROUPS.items())
+    return "".join(
+        button.format(name=name, colour=COLOURS[name], path=SHAPES[name], meaning=escape(meaning))
+        for name, meaning in GROUPS.items()
+    )

@@ -20,8 +20,6 @@ from companion.lm import tokens, trie
 from companion.marco.denoisers.protocol import Decoding, Tokenised, summed
 
 MASK, SEPARATOR = "<empty_output>", "<file_sep>"  # special tokens of SmolLM2 that plain text never gives
-
-
 ALIKE = 8  # rows of about equal length are read together: in at most so many groups, of at least so many rows
 
 
@@ -31,7 +29,9 @@ class PrefixDenoiser(Tokenised):
     def __init__(self, model: PeftModel, tokenizer: PreTrainedTokenizerBase) -> None:
         marks = tokenizer.convert_tokens_to_ids([MASK, SEPARATOR])
         if len({*marks, tokenizer.unk_token_id}) < 2 or None in marks:
-            raise CompanionError(f"this model's vocabulary lacks the marks {MASK} and {SEPARATOR} of a denoiser: use SmolLM2.")
+            raise CompanionError(
+                f"this model's vocabulary lacks the marks {MASK} and {SEPARATOR} of a denoiser: use SmolLM2."
+            )
         super().__init__(tokenizer)
         self.model = model.eval()
         self.mask_id, self.separator_id = marks
@@ -45,21 +45,34 @@ class PrefixDenoiser(Tokenised):
         return [self.end_id, *source]
 
     @torch.inference_mode()
-    def next_logits(self, roles: Sequence[str], sources: Sequence[list[int]], targets: Sequence[list[int]]) -> Iterator[Float[Tensor, "role rows vocab"]]:
-        rows = [[*self.opened(source), self.separator_id, *target] for source, target in zip(sources, targets, strict=True)]
+    def next_logits(
+        self, roles: Sequence[str], sources: Sequence[list[int]], targets: Sequence[list[int]]
+    ) -> Iterator[Float[Tensor, "role rows vocab"]]:
+        rows = [
+            [*self.opened(source), self.separator_id, *target]
+            for source, target in zip(sources, targets, strict=True)
+        ]
         for chosen in trie.packs(rows):
             yield self._packed(roles, trie.pack([rows[i] for i in chosen]))
 
     def _packed(self, roles: Sequence[str], packed: trie.Trie) -> Float[Tensor, "role rows vocab"]:
         """One packed row: the frozen model reads all sources once, the adapters read on from there."""
         read = trie.reading(packed, self.separator_id)
-        order = torch.cat([read.nonzero()[:, 0], (~read).nonzero()[:, 0]])  # what is read stands before what is written
+        order = torch.cat(
+            [read.nonzero()[:, 0], (~read).nonzero()[:, 0]]
+        )  # what is read stands before what is written
         place = torch.empty_like(order)
         place[order] = torch.arange(len(order))
         n = int(read.sum())
         device = self.model.device
-        ids, positions = (torch.tensor(values)[order][None].to(device) for values in (packed.ids, packed.depth))
-        mask = torch.zeros(len(order), len(order)).masked_fill(~packed.ancestors[order][:, order], -torch.inf)[None, None].to(device)
+        ids, positions = (
+            torch.tensor(values)[order][None].to(device) for values in (packed.ids, packed.depth)
+        )
+        mask = (
+            torch.zeros(len(order), len(order))
+            .masked_fill(~packed.ancestors[order][:, order], -torch.inf)[None, None]
+            .to(device)
+        )
         cache = self._read(ids[:, :n], mask[..., :n, :n], positions[:, :n])
         cache.batch_repeat_interleave(len(roles))
         keep = (place[torch.tensor(packed.ends)] - n).to(device)
@@ -72,7 +85,9 @@ class PrefixDenoiser(Tokenised):
             adapter_names=list(roles),
         ).logits
 
-    def surprise(self, roles: Sequence[str], sources: Sequence[list[int]], targets: Sequence[list[int]]) -> Float[Tensor, "rows role"]:
+    def surprise(
+        self, roles: Sequence[str], sources: Sequence[list[int]], targets: Sequence[list[int]]
+    ) -> Float[Tensor, "rows role"]:
         """As in :class:`companion.marco.denoisers.protocol.Denoiser`, with gradients to the adapters of ``roles``: the loss of their training."""
         device, n = self.model.device, len(roles)
         source = tokens.pad([self.opened(s) for s in sources], "right")
@@ -90,25 +105,48 @@ class PrefixDenoiser(Tokenised):
                 source_mask.sum(-1, keepdim=True) + target.positions[:, :-1].to(device),
             )
         )
-        written = {"input_ids": ids[:, :-1], "attention_mask": mask, "position_ids": positions, "past_key_values": cache}
+        written = {
+            "input_ids": ids[:, :-1],
+            "attention_mask": mask,
+            "position_ids": positions,
+            "past_key_values": cache,
+        }
         logits = self.model(**written, adapter_names=list(roles) * len(sources)).logits
-        return summed(logits, ids[:, 1:], target.mask[:, 1:].to(device).repeat_interleave(n, dim=0)).view(len(sources), n)
+        return summed(logits, ids[:, 1:], target.mask[:, 1:].to(device).repeat_interleave(n, dim=0)).view(
+            len(sources), n
+        )
 
-    def begin(self, roles: Sequence[str], sources: Sequence[list[int]], targets: Sequence[list[int]]) -> Decoding:
+    def begin(
+        self, roles: Sequence[str], sources: Sequence[list[int]], targets: Sequence[list[int]]
+    ) -> Decoding:
         return _PrefixDecoding(self, roles, sources, targets)
 
-    def _read(self, ids: Int[Tensor, "rows pos"], mask: Tensor, positions: Int[Tensor, "rows pos"]) -> DynamicCache:
+    def _read(
+        self, ids: Int[Tensor, "rows pos"], mask: Tensor, positions: Int[Tensor, "rows pos"]
+    ) -> DynamicCache:
         """What the frozen model, without adapters, keeps of the sources."""
         cache = DynamicCache(config=self.model.config)
         with self.model.disable_adapter():
-            self.model.get_base_model().get_decoder()(input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True)
+            self.model.get_base_model().get_decoder()(
+                input_ids=ids,
+                attention_mask=mask,
+                position_ids=positions,
+                past_key_values=cache,
+                use_cache=True,
+            )
         return cache
 
 
 class _PrefixDecoding:
     """Targets of a :class:`PrefixDenoiser` with a key-value cache; equal sources are read once."""
 
-    def __init__(self, denoiser: PrefixDenoiser, roles: Sequence[str], sources: Sequence[list[int]], targets: Sequence[list[int]]) -> None:
+    def __init__(
+        self,
+        denoiser: PrefixDenoiser,
+        roles: Sequence[str],
+        sources: Sequence[list[int]],
+        targets: Sequence[list[int]],
+    ) -> None:
         self.denoiser, self.roles = denoiser, list(roles)
         self.sources = [tuple(denoiser.opened(source)) for source in sources]
         self.begun = [[denoiser.separator_id, *target] for target in targets]
@@ -118,7 +156,9 @@ class _PrefixDecoding:
         if ids is None:
             self.held, logits = self._begin()
         else:
-            self.held, logits = self._written(self.held, ids[:, None], torch.ones_like(ids, dtype=torch.bool)[:, None], self.roles)
+            self.held, logits = self._written(
+                self.held, ids[:, None], torch.ones_like(ids, dtype=torch.bool)[:, None], self.roles
+            )
         return logits
 
     def keep(self, rows: Sequence[int]) -> None:
@@ -133,13 +173,22 @@ class _PrefixDecoding:
         groups, parts = _alike(self.begun), []
         for rows in groups:
             begun = tokens.pad([self.begun[i] for i in rows], "left")
-            parts.append(self._written(read.of([place[self.sources[i]] for i in rows]), begun.ids, begun.mask, [self.roles[i] for i in rows]))
+            parts.append(
+                self._written(
+                    read.of([place[self.sources[i]] for i in rows]),
+                    begun.ids,
+                    begun.mask,
+                    [self.roles[i] for i in rows],
+                )
+            )
         held, logits = zip(*parts, strict=True)
         return _Held.merged(held, groups), torch.cat(logits)[_back(groups)]
 
     def _read(self, sources: Sequence[Sequence[int]]) -> _Held:
         batch, device = tokens.pad(sources, "left"), self.denoiser.model.device
-        cache = self.denoiser._read(batch.ids.to(device), batch.mask.long().to(device), batch.positions.to(device))
+        cache = self.denoiser._read(
+            batch.ids.to(device), batch.mask.long().to(device), batch.positions.to(device)
+        )
         return _Held(cache, batch.mask.long().to(device))
 
     def _written(
@@ -149,7 +198,12 @@ class _PrefixDecoding:
         device = held.mask.device
         seen = torch.cat([held.mask, mask.long().to(device)], dim=1)
         positions = (seen.cumsum(-1) - 1)[:, -ids.shape[1] :]
-        given = {"input_ids": ids.to(device), "attention_mask": seen, "position_ids": positions, "past_key_values": held.cache}
+        given = {
+            "input_ids": ids.to(device),
+            "attention_mask": seen,
+            "position_ids": positions,
+            "past_key_values": held.cache,
+        }
         last = torch.tensor([-1], device=device)  # as an index: of a slice, torch would multiply row by row
         logits = self.denoiser.model(**given, logits_to_keep=last, adapter_names=roles).logits[:, -1]
         return _Held(held.cache, seen), logits
@@ -164,7 +218,9 @@ class _Held(NamedTuple):
     def of(self, rows: Sequence[int]) -> _Held:
         """A copy for some of the rows, or several times the same."""
         at = torch.tensor(rows, device=self.mask.device)
-        return _Held(DynamicCache([(layer.keys[at], layer.values[at]) for layer in self.cache.layers]), self.mask[at])
+        return _Held(
+            DynamicCache([(layer.keys[at], layer.values[at]) for layer in self.cache.layers]), self.mask[at]
+        )
 
     @classmethod
     def merged(cls, parts: Sequence[_Held], groups: Sequence[Sequence[int]]) -> _Held:
@@ -172,18 +228,28 @@ class _Held(NamedTuple):
         width, back = max(part.mask.shape[1] for part in parts), _back(groups)
 
         def joined(values: Sequence[Tensor], dim: int) -> Tensor:
-            return torch.cat([torch.cat([v.new_zeros(*v.shape[:dim], width - v.shape[dim], *v.shape[dim + 1 :]), v], dim) for v in values])[back]
+            return torch.cat(
+                [
+                    torch.cat(
+                        [v.new_zeros(*v.shape[:dim], width - v.shape[dim], *v.shape[dim + 1 :]), v], dim
+                    )
+                    for v in values
+                ]
+            )[back]
 
         layers = zip(*(part.cache.layers for part in parts), strict=True)
-        cache = DynamicCache([(joined([layer.keys for layer in some], 2), joined([layer.values for layer in some], 2)) for some in layers])
+        cache = DynamicCache(
+            [
+                (joined([layer.keys for layer in some], 2), joined([layer.values for layer in some], 2))
+                for some in layers
+            ]
+        )
         return cls(cache, joined([part.mask for part in parts], 1))
 
 
 def _alike(rows: Sequence[Sequence[int]]) -> list[list[int]]:
     """Indices of rows in groups of about equal length."""
-    order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
-    size = max(ALIKE, -(-len(order) // ALIKE))
-    return [order[start : start + size] for start in range(0, len(order), size)]
+    return tokens.by_length(rows, max(ALIKE, -(-len(rows) // ALIKE)))
 
 
 def _back(groups: Sequence[Sequence[int]]) -> Int[Tensor, "rows"]:

@@ -25,19 +25,36 @@ class Seq2SeqDenoiser(Tokenised):
         self.mask_id = tokenizer.mask_token_id
 
     @torch.inference_mode()
-    def next_logits(self, roles: Sequence[str], sources: Sequence[list[int]], targets: Sequence[list[int]]) -> Iterator[Float[Tensor, "role rows vocab"]]:
+    def next_logits(
+        self, roles: Sequence[str], sources: Sequence[list[int]], targets: Sequence[list[int]]
+    ) -> Iterator[Float[Tensor, "role rows vocab"]]:
         for start in range(0, len(sources), ROWS):
             source = tokens.pad([self._closed(s) for s in sources[start : start + ROWS]], "right")
             target = tokens.pad([[*self._begun, *t] for t in targets[start : start + ROWS]], "right")
             last = target.mask.sum(-1) - 1
-            yield torch.stack([self._teacher_forced(self.models[role], source, target)[torch.arange(len(last)), last] for role in roles])
+            yield torch.stack(
+                [
+                    self._teacher_forced(self.models[role], source, target)[torch.arange(len(last)), last]
+                    for role in roles
+                ]
+            )
 
-    def _teacher_forced(self, model: PreTrainedModel, source: tokens.Batch, target: tokens.Batch) -> Float[Tensor, "rows pos vocab"]:
-        given = {"input_ids": source.ids, "attention_mask": source.mask.long(), "decoder_input_ids": target.ids}
-        return model(**{name: value.to(model.device) for name, value in given.items()}, use_cache=False).logits
+    def _teacher_forced(
+        self, model: PreTrainedModel, source: tokens.Batch, target: tokens.Batch
+    ) -> Float[Tensor, "rows pos vocab"]:
+        given = {
+            "input_ids": source.ids,
+            "attention_mask": source.mask.long(),
+            "decoder_input_ids": target.ids,
+        }
+        return model(
+            **{name: value.to(model.device) for name, value in given.items()}, use_cache=False
+        ).logits
 
     @torch.inference_mode()
-    def surprise(self, roles: Sequence[str], sources: Sequence[list[int]], targets: Sequence[list[int]]) -> Float[Tensor, "rows role"]:
+    def surprise(
+        self, roles: Sequence[str], sources: Sequence[list[int]], targets: Sequence[list[int]]
+    ) -> Float[Tensor, "rows role"]:
         source = tokens.pad([self._closed(s) for s in sources], "right")
         target = tokens.pad([[*self._begun, *t, self.end_id] for t in targets], "right")
         real = target.mask[:, 1:].clone()
@@ -49,7 +66,9 @@ class Seq2SeqDenoiser(Tokenised):
             found.append(summed(logits, target.ids[:, 1:].to(logits.device), real.to(logits.device)))
         return torch.stack(found, dim=1)
 
-    def begin(self, roles: Sequence[str], sources: Sequence[list[int]], targets: Sequence[list[int]]) -> Decoding:
+    def begin(
+        self, roles: Sequence[str], sources: Sequence[list[int]], targets: Sequence[list[int]]
+    ) -> Decoding:
         return _Seq2SeqDecoding(self, roles, [self._closed(source) for source in sources], targets)
 
     @property
@@ -68,7 +87,13 @@ class _Seq2SeqDecoding:
     """
 
     @torch.inference_mode()
-    def __init__(self, denoiser: Seq2SeqDenoiser, roles: Sequence[str], sources: Sequence[list[int]], targets: Sequence[list[int]]) -> None:
+    def __init__(
+        self,
+        denoiser: Seq2SeqDenoiser,
+        roles: Sequence[str],
+        sources: Sequence[list[int]],
+        targets: Sequence[list[int]],
+    ) -> None:
         self.begun = [[*denoiser._begun, *target] for target in targets]
         self.parts = []
         kinds = [(role, len(target)) for role, target in zip(roles, targets, strict=True)]
@@ -79,13 +104,17 @@ class _Seq2SeqDecoding:
             mask = batch.mask.long().to(model.device)
             states = model.get_encoder()(input_ids=batch.ids.to(model.device), attention_mask=mask)
             cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
-            self.parts.append((rows, model, {"encoder_outputs": states, "attention_mask": mask, "past_key_values": cache}))
+            self.parts.append(
+                (rows, model, {"encoder_outputs": states, "attention_mask": mask, "past_key_values": cache})
+            )
 
     @torch.inference_mode()
     def step(self, ids: Int[Tensor, "rows"] | None) -> Float[Tensor, "rows vocab"]:
         found: dict[int, Tensor] = {}
         for rows, model, state in self.parts:
-            given = torch.tensor([self.begun[i] for i in rows.tolist()]) if ids is None else ids.cpu()[rows, None]
+            given = (
+                torch.tensor([self.begun[i] for i in rows.tolist()]) if ids is None else ids.cpu()[rows, None]
+            )
             logits = model(decoder_input_ids=given.to(model.device), use_cache=True, **state).logits[:, -1]
             found |= dict(zip(rows.tolist(), logits, strict=True))
         return torch.stack([found[i] for i in range(len(found))])
@@ -98,6 +127,10 @@ class _Seq2SeqDecoding:
                 on = at.to(model.device)
                 state["past_key_values"].batch_select_indices(on)
                 states = BaseModelOutput(state["encoder_outputs"].last_hidden_state[on])
-                kept = {"encoder_outputs": states, "attention_mask": state["attention_mask"][on], "past_key_values": state["past_key_values"]}
+                kept = {
+                    "encoder_outputs": states,
+                    "attention_mask": state["attention_mask"][on],
+                    "past_key_values": state["past_key_values"],
+                }
                 parts.append((torch.tensor([place[row] for row in old[at].tolist()]), model, kept))
         self.parts = parts

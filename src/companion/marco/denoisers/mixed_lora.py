@@ -31,7 +31,9 @@ class MixedLinear(lora.Linear):
 
 
 @lru_cache(maxsize=8)
-def _own(names: tuple[str, ...], rows: tuple[str, ...], ranks: tuple[int, ...]) -> Float[Tensor, "rows 1 ranks"]:
+def _own(
+    names: tuple[str, ...], rows: tuple[str, ...], ranks: tuple[int, ...]
+) -> Float[Tensor, "rows 1 ranks"]:
     """1 where a direction belongs to the adapter of a row."""
     with torch.inference_mode(False):  # what is kept must do for training, too
         owner = torch.tensor([i for i, rank in enumerate(ranks) for _ in range(rank)])

@@ -7,7 +7,7 @@ adapters, and :class:`companion.marco.denoisers.encoder_decoder.Seq2SeqDenoiser`
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -25,6 +25,7 @@ class Encoded(NamedTuple):
     spans: list[tuple[int, int]]
 
 
+@runtime_checkable
 class Decoding(Protocol):
     """A batch of targets being written, one token each at a time."""
 
@@ -37,6 +38,7 @@ class Decoding(Protocol):
         ...
 
 
+@runtime_checkable
 class Denoiser(Protocol):
     """What masking and rewriting need of a denoising model."""
 
@@ -52,15 +54,21 @@ class Denoiser(Protocol):
         """Text of token ids, without marks."""
         ...
 
-    def next_logits(self, roles: Sequence[str], sources: Sequence[list[int]], targets: Sequence[list[int]]) -> Iterator[Float[Tensor, "role rows vocab"]]:
+    def next_logits(
+        self, roles: Sequence[str], sources: Sequence[list[int]], targets: Sequence[list[int]]
+    ) -> Iterator[Float[Tensor, "role rows vocab"]]:
         """Logits of the token after each target, given its source, for each role; some rows at a time, in order."""
         ...
 
-    def surprise(self, roles: Sequence[str], sources: Sequence[list[int]], targets: Sequence[list[int]]) -> Float[Tensor, "rows role"]:
+    def surprise(
+        self, roles: Sequence[str], sources: Sequence[list[int]], targets: Sequence[list[int]]
+    ) -> Float[Tensor, "rows role"]:
         """Cross-entropy of each target (its end included) given its source, summed over tokens, in nats; all rows in one batch."""
         ...
 
-    def begin(self, roles: Sequence[str], sources: Sequence[list[int]], targets: Sequence[list[int]]) -> Decoding:
+    def begin(
+        self, roles: Sequence[str], sources: Sequence[list[int]], targets: Sequence[list[int]]
+    ) -> Decoding:
         """Start writing one target per source, each with the model of its role and after what ``targets`` says already."""
         ...
 
@@ -74,7 +82,9 @@ class Tokenised:
 
     def encode(self, text: str) -> Encoded:
         """As in :class:`Denoiser`."""
-        found = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True)
+        found = self.tokenizer(
+            text, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True
+        )
         return Encoded(found["input_ids"], found["offset_mapping"])
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -82,7 +92,9 @@ class Tokenised:
         return self.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
 
-def summed(logits: Float[Tensor, "rows pos vocab"], ids: Int[Tensor, "rows pos"], real: Bool[Tensor, "rows pos"]) -> Float[Tensor, "rows"]:
+def summed(
+    logits: Float[Tensor, "rows pos vocab"], ids: Int[Tensor, "rows pos"], real: Bool[Tensor, "rows pos"]
+) -> Float[Tensor, "rows"]:
     """Cross-entropy of the real tokens of each row, summed in fp32: what :meth:`Denoiser.surprise` is made of."""
     each = torch.zeros(real.shape, device=logits.device)
     each[real] = cross_entropy(logits[real].float(), ids[real], reduction="none")

@@ -31,7 +31,11 @@ def _word_score(word: str) -> float:
 
 def toxic_words(sentence: words.Sentence, threshold: float = 0.5) -> list[int]:
     """Indices of the words that the lexical scorer finds toxic by themselves."""
-    return [i for i, w in enumerate(sentence.words) if w.maskable and _word_score(sentence.text[w.start : w.end].lower()) >= threshold]
+    return [
+        i
+        for i, w in enumerate(sentence.words)
+        if w.maskable and _word_score(sentence.text[w.start : w.end].lower()) >= threshold
+    ]
 
 
 def delete(denoiser: Denoiser, texts: Sequence[str]) -> list[str]:
@@ -46,21 +50,31 @@ def delete(denoiser: Denoiser, texts: Sequence[str]) -> list[str]:
     return found
 
 
-def ask(lm: LanguageModel, texts: Sequence[str], *, new_tokens: int = 64, sampling: Sampling | None = None) -> list[str]:
+def ask(
+    lm: LanguageModel, texts: Sequence[str], *, new_tokens: int = 64, sampling: Sampling | None = None
+) -> list[str]:
     """Prompt a language model to rewrite politely, in its chat format if it has one; its first line is the answer."""
     chats = [_chat(lm, REQUEST + text) for text in tokens.checked(texts)]
     with torch.inference_mode():
-        answers = generation.generate(lm, chats, new_tokens=new_tokens, sampling=sampling, stop=_line_ends(lm.tokenizer)).texts
+        answers = generation.generate(
+            lm, chats, new_tokens=new_tokens, sampling=sampling, stop=_line_ends(lm.tokenizer)
+        ).texts
     return [(answer.strip().splitlines() or [""])[0].strip().strip('"') for answer in answers]
 
 
 @cache
 def _line_ends(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Tokens with a line end after something else, and those of a line end alone."""
-    return [i for i, text in enumerate(tokenizer.batch_decode([[i] for i in range(len(tokenizer))])) if "\n" in text]
+    return [
+        i
+        for i, text in enumerate(tokenizer.batch_decode([[i] for i in range(len(tokenizer))]))
+        if "\n" in text
+    ]
 
 
 def _chat(lm: LanguageModel, request: str) -> str:
     if lm.tokenizer.chat_template is None:
         return request + "\n\n"
-    return lm.tokenizer.apply_chat_template([{"role": "user", "content": request}], tokenize=False, add_generation_prompt=True)
+    return lm.tokenizer.apply_chat_template(
+        [{"role": "user", "content": request}], tokenize=False, add_generation_prompt=True
+    )

@@ -11,7 +11,7 @@ from jaxtyping import Float
 
 from companion import store
 from companion.marco.denoisers.protocol import ANTI_EXPERT, EXPERT, ROLES, Denoiser
-from companion.marco.evaluation.restoration import NAMES, _kept, readable
+from companion.marco.evaluation.restoration import NAMES, readable
 from companion.marco.experts.loading import Experts
 from companion.marco.rewriting import masking, words
 from companion.metrics import estimates
@@ -37,7 +37,10 @@ def shuffled_swing(difference: Float[np.ndarray, "texts"], labels: Sequence[int]
     """The same when the labels say nothing: mean and middle 95 % over shuffles of the labels."""
     difference, labels = np.asarray(difference), np.asarray(labels) == 1
     generator = np.random.default_rng(seed)
-    drawn = [difference[s].mean() - difference[~s].mean() for s in (generator.permutation(labels) for _ in range(SHUFFLES))]
+    drawn = [
+        difference[s].mean() - difference[~s].mean()
+        for s in (generator.permutation(labels) for _ in range(SHUFFLES))
+    ]
     low, high = np.quantile(drawn, [0.025, 0.975])
     return Estimate(float(np.mean(drawn)), float(low), float(high), len(difference))
 
@@ -51,7 +54,9 @@ def opinions(model: Denoiser, blanks: Sequence[tuple[str, str]], k: int = 5) -> 
         sources.append(sentence.masked([j], model.mask_id))
         targets.append(sentence.ids[: sentence.words[j].tokens.start])
     logits = torch.cat([part.float().cpu() for part in model.next_logits(ROLES, sources, targets)], dim=1)
-    divergence = masking.jensen_shannon(logits[ROLES.index(EXPERT)], logits[ROLES.index(ANTI_EXPERT)]).clamp(min=0)
+    divergence = masking.jensen_shannon(logits[ROLES.index(EXPERT)], logits[ROLES.index(ANTI_EXPERT)]).clamp(
+        min=0
+    )
     best = logits.softmax(-1).topk(k)
     rows = []
     for i, source in enumerate(sources):
@@ -67,11 +72,17 @@ def disagreement(experts: Experts, texts: Sequence[str]) -> list[Float[np.ndarra
     """Divergence of expert and anti-expert at each word of each text (marks and links left out), from the store or measured now."""
 
     def make() -> list[list[float]]:
-        scores = masking.divergences(experts.denoiser, [words.split(experts.denoiser, text) for text in texts])
+        scores = masking.divergences(
+            experts.denoiser, [words.split(experts.denoiser, text) for text in texts]
+        )
         return [row[~np.isnan(row)].clip(min=0).tolist() for row in scores]  # rounding may give −1e-9
 
-    key = {"experts": experts.fingerprint, "texts": store.key_of({"texts": list(texts)}), "what": "divergences"}
-    return [np.array(row) for row in _kept(key, make)]
+    key = {
+        "experts": experts.fingerprint,
+        "texts": store.key_of({"texts": list(texts)}),
+        "what": "divergences",
+    }
+    return [np.array(row) for row in store.kept("restored", key, make)]
 
 
 def relative(scores: Sequence[Float[np.ndarray, "words"]]) -> list[Float[np.ndarray, "words"]]:
@@ -79,7 +90,9 @@ def relative(scores: Sequence[Float[np.ndarray, "words"]]) -> list[Float[np.ndar
     return [row / row.mean() if row.any() else np.ones_like(row) for row in scores if len(row) > 1]
 
 
-def by_position(scores: Sequence[Float[np.ndarray, "words"]], positions: int, seed: int = 0) -> list[Estimate]:
+def by_position(
+    scores: Sequence[Float[np.ndarray, "words"]], positions: int, seed: int = 0
+) -> list[Estimate]:
     """Mean relative divergence of the first, second, … word, over the sentences that have one; stops where fewer than two have."""
     columns = [[row[k] for row in relative(scores) if len(row) > k] for k in range(positions)]
     return [estimates.mean(column, seed) for column in columns if len(column) > 1]

@@ -41,7 +41,9 @@ class Survival:
     of: Float[np.ndarray, "texts"]
 
 
-def survival(originals: Sequence[str], rewrites: Sequence[str], terms: Sequence[str] | None = None) -> tuple[Survival, Survival]:
+def survival(
+    originals: Sequence[str], rewrites: Sequence[str], terms: Sequence[str] | None = None
+) -> tuple[Survival, Survival]:
     """Words for groups, and other content words of the sentences that have such words (the control).
 
     ``terms`` adds words that are known to name a group in each sentence; nothing that is not in the sentence counts.
@@ -50,7 +52,11 @@ def survival(originals: Sequence[str], rewrites: Sequence[str], terms: Sequence[
     for original, rewrite, term in zip(originals, rewrites, terms or [""] * len(originals), strict=True):
         words, left = set(word_list(original)), set(word_list(rewrite))
         named = words & (groups() | set(word_list(term)))
-        others = {word for word in words - named if word not in FUNCTION_WORDS and re.fullmatch(r"[^\W\d_]{3,}", word)}
+        others = {
+            word
+            for word in words - named
+            if word not in FUNCTION_WORDS and re.fullmatch(r"[^\W\d_]{3,}", word)
+        }
         if named:
             rows.append((len(named & left), len(named), len(others & left), len(others)))
     found = np.array(rows, dtype=float).reshape(-1, 4)

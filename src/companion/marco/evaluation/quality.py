@@ -13,8 +13,6 @@ from transformers import AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTo
 from companion.lm import models, sentence_encoder, tokens
 
 SHIPPED = "all-minilm-l6-v2"
-
-
 LAYERS = {"roberta-large": 17}  # whose states agree best with human judgement (Zhang et al., 2020)
 
 
@@ -28,7 +26,7 @@ class Similarity:
     def embedded(self, texts: Sequence[str]) -> Float[np.ndarray, "texts 384"]:
         """Unit vectors of texts."""
         found = np.zeros((len(texts), 384))
-        for rows, batch in sentence_encoder.by_length(self.tokenizer, texts, 64):
+        for rows, batch in sentence_encoder.batches(self.tokenizer, texts, 64):
             vectors = sentence_encoder.embed(self.encoder, batch)
             found[rows] = (vectors / vectors.norm(dim=-1, keepdim=True)).numpy()
         return found
@@ -56,8 +54,10 @@ class TokenSimilarity:
     def states(self, texts: Sequence[str]) -> list[Float[torch.Tensor, "tokens d"]]:
         """Unit vectors of the tokens of each text, without the special ones at its ends."""
         found: list[torch.Tensor] = [torch.zeros(0, 0)] * len(texts)
-        for rows, batch in sentence_encoder.by_length(self.tokenizer, texts, 64):
-            hidden = self.encoder(input_ids=batch.ids, attention_mask=batch.mask.long(), output_hidden_states=True).hidden_states[self.layer]
+        for rows, batch in sentence_encoder.batches(self.tokenizer, texts, 64):
+            hidden = self.encoder(
+                input_ids=batch.ids, attention_mask=batch.mask.long(), output_hidden_states=True
+            ).hidden_states[self.layer]
             for i, vectors, real in zip(rows, hidden, batch.mask, strict=True):
                 found[i] = torch.nn.functional.normalize(vectors[real][1:-1], dim=-1)
         return found
@@ -66,7 +66,12 @@ class TokenSimilarity:
         """F1 of each pair: 1 for equal texts, 0 if one is empty."""
         texts, others = tokens.checked(texts), tokens.checked(others)
         known = dict(zip(unique := list(dict.fromkeys([*texts, *others])), self.states(unique), strict=True))
-        return np.array([_matched(known[a] @ known[b].T) if len(known[a]) and len(known[b]) else float(a == b) for a, b in zip(texts, others, strict=True)])
+        return np.array(
+            [
+                _matched(known[a] @ known[b].T) if len(known[a]) and len(known[b]) else float(a == b)
+                for a, b in zip(texts, others, strict=True)
+            ]
+        )
 
 
 def _matched(cosine: Float[torch.Tensor, "tokens others"]) -> float:
@@ -75,7 +80,10 @@ def _matched(cosine: Float[torch.Tensor, "tokens others"]) -> float:
 
 
 def _from_hub(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    with models.from_hub(f"the encoder '{name}'", f"the encoder '{name}' could not be had from the Hub: set the profile's encoder to {SHIPPED}."):
+    with models.from_hub(
+        f"the encoder '{name}'",
+        f"the encoder '{name}' could not be had from the Hub: set the profile's encoder to {SHIPPED}.",
+    ):
         return AutoModel.from_pretrained(name).eval(), AutoTokenizer.from_pretrained(name)
 
 
@@ -85,7 +93,11 @@ def bleu(texts: Sequence[str], originals: Sequence[str]) -> Float[np.ndarray, "t
     return np.array([sentence_bleu(text, [original]).score / 100 for text, original in both])
 
 
-def joint(toxicity: Float[np.ndarray, "texts"], similarity: Float[np.ndarray, "texts"], fluent: Float[np.ndarray, "texts"]) -> Float[np.ndarray, "texts"]:
+def joint(
+    toxicity: Float[np.ndarray, "texts"],
+    similarity: Float[np.ndarray, "texts"],
+    fluent: Float[np.ndarray, "texts"],
+) -> Float[np.ndarray, "texts"]:
     """ParaDetox's joint score per sentence: not toxic × similar × fluent (Logacheva et al., 2022, section 5).
 
     Not toxic: the scorer's probability is below .5. Similarity: the cosine, at least 0. ``fluent``: 0 or 1.

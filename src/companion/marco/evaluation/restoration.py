@@ -7,9 +7,8 @@ the same, and gives one number per text, so that intervals can resample texts. W
 from __future__ import annotations
 
 import itertools
-import json
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -20,7 +19,7 @@ from jaxtyping import Float
 
 from companion import store
 from companion.data import by_profile
-from companion.lm import models
+from companion.lm import models, tokens
 from companion.marco.denoisers.causal import PrefixDenoiser
 from companion.marco.denoisers.protocol import ANTI_EXPERT, BASE, EXPERT, ROLES, Denoiser
 from companion.marco.experts import adapter_training, corpus, examples
@@ -34,23 +33,27 @@ from companion.marco.rewriting.words import Sentence
 from companion.profiles import Profile
 
 NAMES = {BASE: "base", EXPERT: "expert", ANTI_EXPERT: "anti-expert"}  # in tables and figures
-
-
 BLANK = -1  # stands for a mask among token positions
-
-
 TOGETHER = 96  # targets written together, over all roles: more would fill memory with keys and values
 
 
 def student(profile: Profile, config: AdapterConfig) -> PrefixDenoiser:
     """A fresh base adapter on a fresh copy of the profile's model; where the experts are encoder-decoders, on the model that ships with the book."""
-    return adapter_training.attach(models.load(models.EMBEDDED if profile.experts == "bart" else profile.model), config)
+    return adapter_training.attach(
+        models.load(models.EMBEDDED if profile.experts == "bart" else profile.model), config
+    )
 
 
 def held_out(profile: Profile) -> pd.DataFrame:
     """``infilled_comments`` evaluation rows (text, label), the labels in turn: embedded comments, or all four public sources."""
-    rows = corpus.balanced("eval", profile.seed) if profile.data == "public" else by_profile.comments(profile, "eval")
-    each = min(profile.infilled_comments // 2 or len(rows), *(int((rows.label == label).sum()) for label in (0, 1)))
+    rows = (
+        corpus.balanced("eval", profile.seed)
+        if profile.data == "public"
+        else by_profile.comments(profile, "eval")
+    )
+    each = min(
+        profile.infilled_comments // 2 or len(rows), *(int((rows.label == label).sum()) for label in (0, 1))
+    )
     halves = [by_profile.spread(rows[rows.label == label], each) for label in (0, 1)]
     return pd.concat(halves)[["text", "label"]].sort_index(kind="stable").reset_index(drop=True)
 
@@ -69,12 +72,16 @@ def corrupt(model: Denoiser, texts: Sequence[str], seed: int) -> list[Corrupted]
     for text in texts:
         sentence, noise = words.split(model, text), random.Random(f"{seed} {text}")
         n = len(sentence.ids)
-        places = examples.pieces(sentence._replace(ids=list(range(n))))  # positions in the place of ids, so that we see what is gone
+        places = examples.pieces(
+            sentence._replace(ids=list(range(n)))
+        )  # positions in the place of ids, so that we see what is gone
         kept = list(range(n))
         while BLANK not in kept:
             kept = infilled(places, BLANK, noise)
         source = [model.mask_id if place == BLANK else sentence.ids[place] for place in kept]
-        found.append(Corrupted(sentence, source, [sentence.ids[gone.start : gone.stop] for gone in _gaps(kept, n)]))
+        found.append(
+            Corrupted(sentence, source, [sentence.ids[gone.start : gone.stop] for gone in _gaps(kept, n)])
+        )
     return found
 
 
@@ -96,10 +103,14 @@ def readable(model: Denoiser, source: Sequence[int]) -> str:
 
 
 @torch.inference_mode()
-def losses(model: Denoiser, sources: Sequence[list[int]], targets: Sequence[list[int]], roles: Sequence[str] = ROLES) -> Float[np.ndarray, "role texts"]:
+def losses(
+    model: Denoiser, sources: Sequence[list[int]], targets: Sequence[list[int]], roles: Sequence[str] = ROLES
+) -> Float[np.ndarray, "role texts"]:
     """Cross-entropy per token of each target (its end included) given its source, as each role would write it, in nats."""
     found = np.zeros((len(roles), len(targets)))
-    for rows in _by_length(targets, TOGETHER // (4 * len(roles))):  # logits of whole targets: a few at a time
+    for rows in tokens.by_length(
+        targets, TOGETHER // (4 * len(roles))
+    ):  # logits of whole targets: a few at a time
         sums = model.surprise(roles, [sources[i] for i in rows], [targets[i] for i in rows])
         found[:, rows] = sums.T.cpu().numpy() / np.array([len(targets[i]) + 1 for i in rows])
     return found
@@ -109,9 +120,11 @@ def losses(model: Denoiser, sources: Sequence[list[int]], targets: Sequence[list
 def write(model: Denoiser, sources: Sequence[list[int]], sentences: Sequence[Sentence]) -> list[list[int]]:
     """What the base model writes, greedily and anchored, given each source."""
     found: list[list[int]] = [[] for _ in sources]
-    for rows in _by_length(sources, TOGETHER):
+    for rows in tokens.by_length(sources, TOGETHER):
         some = [sources[i] for i in rows]
-        scripts = [Script(source, sentences[i], model, anchored=True) for i, source in zip(rows, some, strict=True)]
+        scripts = [
+            Script(source, sentences[i], model, anchored=True) for i, source in zip(rows, some, strict=True)
+        ]
         for i, ids in zip(rows, rewriter.write(model, scripts, [Reader(BASE, 1.0, some)]), strict=True):
             found[i] = ids
     return found
@@ -123,10 +136,16 @@ def copies(model: Denoiser, sentences: Sequence[Sentence]) -> list[bool]:
 
     It does if after every beginning of the text the next token is the likeliest: one pass instead of one per token.
     """
-    expected = [(i, t, token) for i, sentence in enumerate(sentences) for t, token in enumerate([*sentence.ids, model.end_id])]
+    expected = [
+        (i, t, token)
+        for i, sentence in enumerate(sentences)
+        for t, token in enumerate([*sentence.ids, model.end_id])
+    ]
     banned = [mark for mark in model.marks if mark != model.end_id]
     found, done = [True] * len(sentences), 0
-    for [logits] in model.next_logits((BASE,), [sentences[i].ids for i, _, _ in expected], [sentences[i].ids[:t] for i, t, _ in expected]):
+    for [logits] in model.next_logits(
+        (BASE,), [sentences[i].ids for i, _, _ in expected], [sentences[i].ids[:t] for i, t, _ in expected]
+    ):
         logits[:, banned] = -torch.inf
         for (i, _, token), likeliest in zip(expected[done:], logits.argmax(-1).tolist(), strict=False):
             found[i] &= token == likeliest
@@ -172,15 +191,20 @@ class Restored:
 
 def measure(experts: Experts, texts: Sequence[str], seed: int) -> Restored:
     """Losses, exact copies and exact spans of some texts, from the store or measured now."""
-    model, key = experts.denoiser, {"experts": experts.fingerprint, "texts": store.key_of({"texts": list(texts)}), "seed": seed}
+    model, key = (
+        experts.denoiser,
+        {"experts": experts.fingerprint, "texts": store.key_of({"texts": list(texts)}), "seed": seed},
+    )
     masked = corrupt(model, texts, seed)
     sources, sentences = [c.source for c in masked], [c.sentence for c in masked]
     intact = [sentence.ids for sentence in sentences]
 
-    copied = _kept({**key, "what": "copies"}, lambda: copies(model, sentences))
-    written = _kept({**key, "what": "spans"}, lambda: write(model, sources, sentences))
-    loss = _kept({**key, "what": "losses"}, lambda: losses(model, sources, intact).tolist())
-    answers = [fills(ids, source, model.mask_id, model.end_id) for ids, source in zip(written, sources, strict=True)]
+    copied = store.kept("restored", {**key, "what": "copies"}, lambda: copies(model, sentences))
+    written = store.kept("restored", {**key, "what": "spans"}, lambda: write(model, sources, sentences))
+    loss = store.kept("restored", {**key, "what": "losses"}, lambda: losses(model, sources, intact).tolist())
+    answers = [
+        fills(ids, source, model.mask_id, model.end_id) for ids, source in zip(written, sources, strict=True)
+    ]
     hidden = [c.hidden for c in masked]
     return Restored(
         loss={role: np.array(row) for role, row in zip(ROLES, loss, strict=True)},
@@ -193,16 +217,10 @@ def measure(experts: Experts, texts: Sequence[str], seed: int) -> Restored:
 
 def _right(answers: list[list[list[int]]], hidden: list[list[list[int]]]) -> Float[np.ndarray, "texts"]:
     """Number of blanks per text that are filled with what they hide; a text with fewer answers than blanks gives them in turn."""
-    return np.array([sum(a[k % len(a)] == span for k, span in enumerate(h)) for a, h in zip(answers, hidden, strict=True)], dtype=float)
-
-
-def _by_length(rows: Sequence[Sequence[int]], size: int) -> list[list[int]]:
-    """Indices of rows of similar length in groups of ``size``."""
-    order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
-    return [order[i : i + size] for i in range(0, len(order), size)]
-
-
-def _kept(key: dict, make: Callable[[], list]) -> list:
-    """A JSON-able result from the store or made now."""
-    folder = store.artifact("restored", key, lambda f: (f / "found.json").write_text(json.dumps(make()), encoding="utf-8"))
-    return json.loads((folder / "found.json").read_text(encoding="utf-8"))
+    return np.array(
+        [
+            sum(a[k % len(a)] == span for k, span in enumerate(h))
+            for a, h in zip(answers, hidden, strict=True)
+        ],
+        dtype=float,
+    )

@@ -33,18 +33,37 @@ def marco(experts: Experts, texts: Sequence[str], settings: Settings | None = No
 
     def make(some: list[str]) -> list[dict]:
         found = rewriter(some)
-        return [{"text": r.text, "masked": r.masked, "divergence": [None if np.isnan(d) else float(d) for d in r.divergence]} for r in found]
+        return [
+            {
+                "text": r.text,
+                "masked": r.masked,
+                "divergence": [None if np.isnan(d) else float(d) for d in r.divergence],
+            }
+            for r in found
+        ]
 
-    rows = _kept({"method": "marco", "experts": experts.fingerprint, "settings": _plain(settings)}, texts, make)
+    rows = _kept(
+        {"method": "marco", "experts": experts.fingerprint, "settings": _plain(settings)}, texts, make
+    )
     sentences = [words.split(experts.denoiser, text) for text in texts]
     return [
-        Rewrite(text, row["text"], sentence, np.array([np.nan if d is None else d for d in row["divergence"]], dtype=float), row["masked"])
+        Rewrite(
+            text,
+            row["text"],
+            sentence,
+            np.array([np.nan if d is None else d for d in row["divergence"]], dtype=float),
+            row["masked"],
+        )
         for text, sentence, row in zip(texts, sentences, rows, strict=True)
     ]
 
 
 def filled(
-    experts: Experts, texts: Sequence[str], masked: Sequence[Sequence[int]], settings: Settings, cast: tuple[str, str, str] = protocol.ROLES
+    experts: Experts,
+    texts: Sequence[str],
+    masked: Sequence[Sequence[int]],
+    settings: Settings,
+    cast: tuple[str, str, str] = protocol.ROLES,
 ) -> list[str]:
     """Given blanks filled with given strengths, from the store or now."""
 
@@ -71,7 +90,9 @@ def methods(experts: Experts, instruct: LanguageModel, ours: Sequence[Rewrite]) 
     return {
         "original": texts,
         "delete": baselines.delete(experts.denoiser, texts),
-        "refill": filled(experts, texts, [r.masked for r in ours], settings.alone(experts.settings), (protocol.BASE,) * 3),
+        "refill": filled(
+            experts, texts, [r.masked for r in ours], settings.alone(experts.settings), (protocol.BASE,) * 3
+        ),
         "ask": asked(instruct, texts),
         "MaRCo": [r.text for r in ours],
     }
@@ -115,9 +136,8 @@ def _kept(key: dict, inputs: Sequence, make: Callable[[list], list]) -> list:
         done = json.loads(state.read_text(encoding="utf-8")) if state.exists() else []
         for start in range(len(done), len(inputs), TOGETHER):
             done += make(inputs[start : start + TOGETHER])
-            fresh = state.with_suffix(".new")
-            fresh.write_text(json.dumps(done), encoding="utf-8")
-            fresh.replace(state)
+            with store.replacing(state) as fresh:
+                fresh.write_text(json.dumps(done), encoding="utf-8")
         (folder / "rewrites.json").write_text(json.dumps(done), encoding="utf-8")
         state.unlink(missing_ok=True)
 

@@ -40,7 +40,9 @@ class Verdict:
         """1 where the judge finds the text at most ``ALLOWED`` times as perplexing as its original; 0 for an empty one."""
         some = self.count > 0
         own = np.divide(self.nll, self.count, out=np.full(len(some), np.inf), where=some)
-        base = np.divide(self.base_nll, self.base_count, out=np.full(len(some), np.inf), where=self.base_count > 0)
+        base = np.divide(
+            self.base_nll, self.base_count, out=np.full(len(some), np.inf), where=self.base_count > 0
+        )
         return (own <= base + np.log(ALLOWED)).astype(float) * some
 
     @property
@@ -62,16 +64,26 @@ class Verdict:
             "perplexity_ratio": self.perplexity_ratio(seed),
             "fluent": estimates.mean(self.fluent, seed),
             "joint": estimates.mean(self.joint, seed),
-            "changed": estimates.mean([a != b for a, b in zip(self.texts, original.texts, strict=True)], seed),
+            "changed": estimates.mean(
+                [a != b for a, b in zip(self.texts, original.texts, strict=True)], seed
+            ),
         }
 
     def perplexity_ratio(self, seed: int = 0) -> Estimate:
         """Perplexity relative to that of the same sentences' originals. Empty rewrites have none; ``fluent`` counts them."""
         some = self.count > 0
-        own, count, base, base_count = (values[some] for values in (self.nll, self.count, self.base_nll, self.base_count))
+        own, count, base, base_count = (
+            values[some] for values in (self.nll, self.count, self.base_nll, self.base_count)
+        )
         if not some.any():
             return Estimate(np.nan, np.nan, np.nan, 0)
-        return estimates.bootstrap(lambda rows: float(np.exp(own[rows].sum() / count[rows].sum() - base[rows].sum() / base_count[rows].sum())), len(own), seed)
+        return estimates.bootstrap(
+            lambda rows: float(
+                np.exp(own[rows].sum() / count[rows].sum() - base[rows].sum() / base_count[rows].sum())
+            ),
+            len(own),
+            seed,
+        )
 
 
 @dataclass(frozen=True)
@@ -88,15 +100,24 @@ class Judges:
     def of(cls, profile: Profile) -> Judges:
         """The judges of a profile."""
         scorers = toxicity.load(profile.scorer), toxicity.load("lexical")
-        return cls(*scorers, quality.Similarity(), quality.TokenSimilarity(profile.encoder), models.load(profile.judge))
+        return cls(
+            *scorers,
+            quality.Similarity(),
+            quality.TokenSimilarity(profile.encoder),
+            models.load(profile.judge),
+        )
 
     def __call__(self, found: dict[str, list[str]]) -> dict[str, Verdict]:
         """Score what each way made of the texts under ``original``; a text that several ways share is read once."""
         originals, n = found["original"], len(found["original"])
         texts = [text for some in found.values() for text in some]
         place = {text: i for i, text in enumerate(dict.fromkeys(texts))}
-        score, lexical = (scorer(list(place))[[place[text] for text in texts]] for scorer in (self.scorer, self.lexical))
-        similarity, bertscore = (measure(texts, originals * len(found)) for measure in (self.similarity, self.bertscore))
+        score, lexical = (
+            scorer(list(place))[[place[text] for text in texts]] for scorer in (self.scorer, self.lexical)
+        )
+        similarity, bertscore = (
+            measure(texts, originals * len(found)) for measure in (self.similarity, self.bertscore)
+        )
         nll, count = perplexity.nll(self.fluency, texts)
         first = n * list(found).index("original")
         base = {"base_nll": nll[first : first + n], "base_count": count[first : first + n]}
@@ -118,4 +139,7 @@ class Judges:
 def pooled(verdicts: Sequence[Verdict]) -> Verdict:
     """The sentences of several sets as one."""
     names = [field.name for field in fields(Verdict) if field.name != "texts"]
-    return Verdict([text for v in verdicts for text in v.texts], **{name: np.concatenate([getattr(v, name) for v in verdicts]) for name in names})
+    return Verdict(
+        [text for v in verdicts for text in v.texts],
+        **{name: np.concatenate([getattr(v, name) for v in verdicts]) for name in names},
+    )

@@ -25,22 +25,11 @@ from companion.marco.rewriting.settings import Settings
 from companion.marco.rewriting.words import Sentence
 
 ROWS, HARMLESS, LONGEST = 32, 64, 20  # sentences of each set, harmless ones, and their words at most
-
-
 UNCHANGED, SIMILAR = 0.92, 0.86  # a little above what the evaluation asks for (.90 and .85)
-
-
 CLOSE = 0.02  # drops this close are not told apart by so few sentences
-
-
 FIRST = (4.25, 1.5, 2.5)  # expert, anti-expert, temperature: as published for microaggressions
-
-
 THRESHOLDS = (0.8, 0.9, 1.0, 1.3)  # nats
-
-
 STRENGTHS = ((2.0, 1.5, 2.5), (3.0, 3.0, 2.5), (4.25, 3.0, 2.5))
-
 
 RULE = (
     f"Among the settings that keep a mean similarity of at least {SIMILAR} and a perplexity not above the originals' on toxic dev sentences, take those that "
@@ -87,7 +76,9 @@ class Desk:
         rows = corpus.balanced("dev")
         harmless = _some(rows[rows.label == 0].text.tolist(), HARMLESS)
         texts = [*harmless, *(text for some in sets.values() for text in some)]
-        scores = masking.divergences(denoiser, [words.split(denoiser, text) for text in texts], masking.log_odds, masking.EVERY)
+        scores = masking.divergences(
+            denoiser, [words.split(denoiser, text) for text in texts], masking.log_odds, masking.EVERY
+        )
         return cls(denoiser, judges, sets, harmless, dict(zip(texts, scores, strict=True)))
 
     def cautious(self) -> float:
@@ -100,15 +91,24 @@ class Desk:
         found = {}
         for name, texts in self.sets.items():
             rewrites = [self.rewrite(texts, settings) for settings in tqdm(candidates, desc=name)]
-            found[name] = self.judges({"original": texts, **{str(i): some for i, some in enumerate(rewrites)}})
+            found[name] = self.judges(
+                {"original": texts, **{str(i): some for i, some in enumerate(rewrites)}}
+            )
         return [self._trial(settings, found, str(i)) for i, settings in enumerate(candidates)]
 
     def _trial(self, settings: Settings, found: dict[str, dict[str, Verdict]], which: str) -> Trial:
         ours = pooled([by[which] for by in found.values()])
         return Trial(
             *(settings.masking.threshold, settings.alpha_expert, settings.alpha_anti, settings.temperature),
-            unchanged=float(np.mean([not masking.choose(self.divergence[text], settings.masking) for text in self.harmless])),
-            drop={name: 1 - float(by[which].toxicity.mean() / by["original"].toxicity.mean()) for name, by in found.items()},
+            unchanged=float(
+                np.mean(
+                    [not masking.choose(self.divergence[text], settings.masking) for text in self.harmless]
+                )
+            ),
+            drop={
+                name: 1 - float(by[which].toxicity.mean() / by["original"].toxicity.mean())
+                for name, by in found.items()
+            },
             similarity=float(ours.similarity.mean()),
             perplexity_ratio=ours.perplexity_ratio().value,
             joint=float(np.mean([by[which].joint.mean() for by in found.values()])),
@@ -128,7 +128,9 @@ def best(trials: Sequence[Trial]) -> Trial:
         kept = [trial for trial in trials if all(condition(trial) for condition in conditions[:n])]
         if kept:
             most = max(trial.mean_drop for trial in kept)
-            return max((trial for trial in kept if trial.mean_drop >= most - CLOSE), key=lambda trial: trial.joint)
+            return max(
+                (trial for trial in kept if trial.mean_drop >= most - CLOSE), key=lambda trial: trial.joint
+            )
     raise ValueError("there is no trial to choose from")
 
 
@@ -140,9 +142,17 @@ def choose(denoiser: Denoiser, judges: Judges, target: Path) -> Trial:
     masks = masking.ours(best(trials).threshold)
     trials += desk.try_out([Settings(masks, *strengths) for strengths in STRENGTHS])
     found = best(trials)
-    chosen = {name: getattr(found, name) for name in ("threshold", "alpha_expert", "alpha_anti", "temperature")}
+    chosen = {
+        name: getattr(found, name) for name in ("threshold", "alpha_expert", "alpha_anti", "temperature")
+    }
     rows = {name: len(texts) for name, texts in desk.sets.items()} | {"harmless": len(desk.harmless)}
-    about = {"rule": RULE, "dev_rows": rows, "chosen": chosen, "cautious": desk.cautious(), "trials": [asdict(trial) for trial in trials]}
+    about = {
+        "rule": RULE,
+        "dev_rows": rows,
+        "chosen": chosen,
+        "cautious": desk.cautious(),
+        "trials": [asdict(trial) for trial in trials],
+    }
     target.write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
     return found
 
@@ -150,7 +160,10 @@ def choose(denoiser: Denoiser, judges: Judges, target: Path) -> Trial:
 def _some(texts: list[str], limit: int) -> list[str]:
     """``limit`` texts spread evenly over those that are not long."""
     short = [text for text in texts if len(text.split()) <= LONGEST]
-    return [short[i] for i in np.unique(np.linspace(0, len(short) - 1, min(limit, len(short))).round().astype(int))]
+    return [
+        short[i]
+        for i in np.unique(np.linspace(0, len(short) - 1, min(limit, len(short))).round().astype(int))
+    ]
 
 
 def trials(folder: Path | None) -> pd.DataFrame:

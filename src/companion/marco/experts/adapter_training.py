@@ -20,7 +20,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from companion.lm import models
-from companion.lm.checkpoint import AdapterCheckpoint
+from companion.lm.checkpoint import Checkpoint
 from companion.lm.models import LanguageModel
 from companion.marco.denoisers import mixed_lora
 from companion.marco.denoisers.causal import PrefixDenoiser
@@ -28,11 +28,7 @@ from companion.marco.denoisers.protocol import BASE
 from companion.marco.experts.examples import Example, corrupted
 
 Row, Chosen = TypeVar("Row"), TypeVar("Chosen")
-
-
 CLASSES = ("non-toxic", "toxic")  # by label
-
-
 PART = 384  # target tokens whose gradients are made at a time: logits over the vocabulary are large
 
 
@@ -56,7 +52,15 @@ class AdapterConfig:
 
 def attach(lm: LanguageModel, config: AdapterConfig) -> PrefixDenoiser:
     """Add a fresh base adapter to a model (in place) and view it as a denoiser."""
-    lora = mixed_lora.mixed(LoraConfig(r=config.rank, lora_alpha=config.alpha, target_modules="all-linear", lora_dropout=0.0, task_type="CAUSAL_LM"))
+    lora = mixed_lora.mixed(
+        LoraConfig(
+            r=config.rank,
+            lora_alpha=config.alpha,
+            target_modules="all-linear",
+            lora_dropout=0.0,
+            task_type="CAUSAL_LM",
+        )
+    )
     with torch.random.fork_rng(devices=[]), models.quiet():
         torch.manual_seed(config.seed)
         return PrefixDenoiser(get_peft_model(lm.model, lora, adapter_name=BASE), lm.tokenizer)
@@ -68,7 +72,9 @@ def losses(denoiser: PrefixDenoiser, batch: Sequence[Example], adapter: str) -> 
     return found / torch.tensor([len(e.target) + 1.0 for e in batch], device=found.device)
 
 
-def batches(texts: Sequence[str], config: AdapterConfig, steps: int, size: int | None = None) -> list[list[int]]:
+def batches(
+    texts: Sequence[str], config: AdapterConfig, steps: int, size: int | None = None
+) -> list[list[int]]:
     """``steps`` batches of text indices (``size`` each; None: the config's): fresh shuffles, texts of similar length together."""
     shuffle, found, size = random.Random(config.seed), [], size or config.batch_size
     while len(found) < steps:
@@ -102,7 +108,9 @@ def train(
     def gradients(step: int, rows: list[int]) -> dict[str, float]:
         batch, total = corrupt(rows, 1_000_003 * config.seed + step), 0.0
         for some in parts(batch, _length):
-            with torch.autocast(denoiser.model.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
+            with torch.autocast(
+                denoiser.model.device.type, torch.bfloat16, enabled=config.precision == "bf16"
+            ):
                 part = losses(denoiser, some, adapter).sum() / len(batch)
             part.backward()
             total += part.item()
@@ -111,7 +119,9 @@ def train(
     def measured() -> dict[str, float]:
         return {name: held_out_loss(denoiser, some, adapter) for name, some in curves.items()}
 
-    return loop(adapter, batches(texts, config, steps), gradients, measured, parameters, rate, config.warmup, folder)
+    return loop(
+        adapter, batches(texts, config, steps), gradients, measured, parameters, rate, config.warmup, folder
+    )
 
 
 def loop(
@@ -130,8 +140,8 @@ def loop(
     The state goes to ``folder`` every 25 steps; a call that finds a state there goes on from it.
     """
     optimizer = torch.optim.AdamW(parameters.values(), lr=rate, weight_decay=0.0)
-    checkpoint = AdapterCheckpoint(folder / f"{name}.training.safetensors", parameters, optimizer)
-    history, steps = checkpoint.load(), len(schedule)
+    checkpoint = Checkpoint(folder / f"{name}.training.safetensors", parameters, optimizer)
+    (history, _), steps = checkpoint.load(), len(schedule)
     for chosen in (bar := tqdm(schedule[len(history) :], desc=name, initial=len(history), total=steps)):
         step, started = len(history), time.perf_counter()
         for group in optimizer.param_groups:  # linear warm-up, linear decay to 0

@@ -20,14 +20,8 @@ import pandas as pd
 from companion.data import near_duplicates, public
 
 MAX_WORDS, MAX_CHARACTERS = 45, 300
-
-
 SHARED = 0.5  # of the words of a pair, at least
-
-
 ANCHORS = 3  # pairs for each harmless sentence that both experts restore alike
-
-
 TELLING = 2.0  # standard errors from which a word counts as more frequent in one class
 
 
@@ -39,8 +33,15 @@ def balanced(split: str, seed: int = 0) -> pd.DataFrame:
     """
     rows = pd.concat([public.labelled(), _civil()], ignore_index=True)
     rows = rows[~near_duplicates.near_duplicates(rows.text, of=pd.Series(public.microaggressions("eval")))]
-    rows = rows[(rows.split == split) & (rows.text.str.split().str.len() <= MAX_WORDS) & (rows.text.str.len() <= MAX_CHARACTERS)]
-    rows = rows.assign(text=rows.text.str.replace(r"\s+", " ", regex=True), cell=rows.source.replace("civil", "jigsaw") + rows.text.map(style))
+    rows = rows[
+        (rows.split == split)
+        & (rows.text.str.split().str.len() <= MAX_WORDS)
+        & (rows.text.str.len() <= MAX_CHARACTERS)
+    ]
+    rows = rows.assign(
+        text=rows.text.str.replace(r"\s+", " ", regex=True),
+        cell=rows.source.replace("civil", "jigsaw") + rows.text.map(style),
+    )
     rows = rows.sample(frac=1, random_state=seed)
     rank = rows.groupby(["cell", "label"]).cumcount()
     least = rows.groupby(["cell", "label"]).size().unstack(fill_value=0).min(axis=1)
@@ -58,17 +59,27 @@ def pairs(split: str, seed: int = 0) -> list[tuple[str, str]]:
     known = set(rows.text[rows.source == "paradetox"])
     sides = public.paradetox()
     both = zip(sides.text[sides.label == 1], sides.text[sides.label == 0], strict=True)
-    found = [(a, b) for a, b in both if a in known and b in known and style(a).split()[-3:] == style(b).split()[-3:] and SHARED <= _shared(a, b) < 1]
+    found = [
+        (a, b)
+        for a, b in both
+        if a in known
+        and b in known
+        and style(a).split()[-3:] == style(b).split()[-3:]
+        and SHARED <= _shared(a, b) < 1
+    ]
     alike = balanced(split, seed)
-    harmless = alike[(alike.label == 0) & (alike.source != "paradetox")].text.tolist()[: len(found) // ANCHORS]
+    harmless = alike[(alike.label == 0) & (alike.source != "paradetox")].text.tolist()[
+        : len(found) // ANCHORS
+    ]
     return random.Random(seed).sample(found + [(text, text) for text in harmless], len(found) + len(harmless))
 
 
 def _shared(a: str, b: str) -> float:
     """Share of words in common, in their order."""
-    return sum(block.size for block in difflib.SequenceMatcher(None, a.split(), b.split(), autojunk=False).get_matching_blocks()) / max(
-        len(a.split()), len(b.split())
-    )
+    return sum(
+        block.size
+        for block in difflib.SequenceMatcher(None, a.split(), b.split(), autojunk=False).get_matching_blocks()
+    ) / max(len(a.split()), len(b.split()))
 
 
 def style(text: str) -> str:
@@ -84,7 +95,10 @@ def telling(toxic: Sequence[str], non_toxic: Sequence[str]) -> frozenset[str]:
 
     With the counts of both classes together as an informative prior, so that rare words must be much more frequent. Source: Monroe et al. (2008), section 3.3.
     """
-    counts = [Counter(word for text in some for word in set(re.findall(r"\w+(?:['’]\w+)*", text.lower()))) for some in (toxic, non_toxic)]
+    counts = [
+        Counter(word for text in some for word in set(re.findall(r"\w+(?:['’]\w+)*", text.lower())))
+        for some in (toxic, non_toxic)
+    ]
     prior, found = counts[0] + counts[1], set()
     totals = [sum(count.values()) + sum(prior.values()) / 10 for count in counts]
     for word, p in prior.items():

@@ -18,18 +18,30 @@ class Example(NamedTuple):
     target: list[int]
 
 
-def corrupted(denoiser: PrefixDenoiser, texts: Sequence[str], seed: int, level: Level = USUAL, telling: frozenset[str] = frozenset()) -> list[Example]:
+def corrupted(
+    denoiser: PrefixDenoiser,
+    texts: Sequence[str],
+    seed: int,
+    level: Level = USUAL,
+    telling: frozenset[str] = frozenset(),
+) -> list[Example]:
     """Corrupt texts, each with its own noise; half of the ``telling`` words go besides."""
     noise, found = random.Random(seed), []
     for text in texts:
         sentence = words.split(denoiser, text)
         some = pieces(sentence)
-        differing = [i for i, piece in enumerate(some) if denoiser.decode(piece).strip().lower() in telling] if telling else []
+        differing = (
+            [i for i, piece in enumerate(some) if denoiser.decode(piece).strip().lower() in telling]
+            if telling
+            else []
+        )
         found.append(Example(infilled(some, denoiser.mask_id, noise, level, differing), sentence.ids))
     return found
 
 
-def corrupted_pairs(denoiser: PrefixDenoiser, rows: Sequence[tuple[str, str]], side: int, seed: int, level: Level = USUAL) -> list[Example]:
+def corrupted_pairs(
+    denoiser: PrefixDenoiser, rows: Sequence[tuple[str, str]], side: int, seed: int, level: Level = USUAL
+) -> list[Example]:
     """One side of pairs (0: first, 1: second); with the same seed both sides get the same noise."""
     noise, found = random.Random(seed), []
     for row in rows:

@@ -27,5 +27,9 @@ def load(folder: Path | None) -> History:
     """Read ``history.json`` of a folder of adapters; models that were trained elsewhere (None) have none: then of the shipped ones."""
     found = json.loads(((folder or loading.FOLDER) / "history.json").read_text(encoding="utf-8"))
     begun = {role: 0 if role == BASE else found["config"]["base_steps"] for role in ROLES}
-    rows = [{"role": role, **row, "step": begun[role] + row["step"] + 1} for role in ROLES for row in found["history"][role]]
+    rows = [
+        {"role": role, **row, "step": begun[role] + row["step"] + 1}
+        for role in ROLES
+        for row in found["history"][role]
+    ]
     return History(found["config"], pd.DataFrame(rows))

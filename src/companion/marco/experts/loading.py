@@ -33,12 +33,14 @@ from companion.marco.rewriting.settings import PUBLISHED, Settings
 from companion.profiles import Profile
 
 FOLDER = paths.DATA / "adapters"
-
-
-BART = ("facebook/bart-base", "hallisky/bart-base-nontoxic-expert", "hallisky/bart-base-toxic-antiexpert")  # by role
-
-
-SMALL = adapter_training.AdapterConfig(rank=2, alpha=4, batch_size=4, base_steps=3, expert_steps=2, contrast_steps=2, warmup=1)  # for tests of the chapters
+BART = (
+    "facebook/bart-base",
+    "hallisky/bart-base-nontoxic-expert",
+    "hallisky/bart-base-toxic-antiexpert",
+)  # by role
+SMALL = adapter_training.AdapterConfig(
+    rank=2, alpha=4, batch_size=4, base_steps=3, expert_steps=2, contrast_steps=2, warmup=1
+)  # for tests of the chapters
 
 
 class Experts(NamedTuple):
@@ -77,7 +79,9 @@ def shipped(lm: LanguageModel, folder: Path = FOLDER) -> Experts:
     """The adapters in a folder, put on a language model, with the settings chosen for them."""
     found = load(lm, folder)
     weights = [store.sha256_file(folder / role / "adapter_model.safetensors") for role in ROLES]
-    return Experts(found, *chosen(folder), store.key_of({"model": lm.fingerprint, "adapters": weights}), folder)
+    return Experts(
+        found, *chosen(folder), store.key_of({"model": lm.fingerprint, "adapters": weights}), folder
+    )
 
 
 def chosen(folder: Path = FOLDER) -> tuple[Settings, Settings]:
@@ -89,7 +93,9 @@ def chosen(folder: Path = FOLDER) -> tuple[Settings, Settings]:
         If none have been chosen.
     """
     if not (folder / "settings.json").is_file():
-        raise CompanionError(f"there is no settings.json in '{folder}': choose threshold and strengths with `companion make settings`.")
+        raise CompanionError(
+            f"there is no settings.json in '{folder}': choose threshold and strengths with `companion make settings`."
+        )
     found = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
     thresholds = found["chosen"].pop("threshold"), found["cautious"]
     usual, cautious = (Settings(masking.ours(t), **found["chosen"]) for t in thresholds)
@@ -99,31 +105,54 @@ def chosen(folder: Path = FOLDER) -> tuple[Settings, Settings]:
 def small(profile: Profile) -> Experts:
     """Adapters trained for a few steps on the profile's comments: they work, badly, on any model."""
     comments = by_profile.comments(profile, "train")
-    classes = {name: comments.text[comments.label == label].tolist() for label, name in enumerate(adapter_training.CLASSES)}
+    classes = {
+        name: comments.text[comments.label == label].tolist()
+        for label, name in enumerate(adapter_training.CLASSES)
+    }
     civil, toxic = classes.values()
-    rows = contrast_training.Corpus(toxic, civil, list(zip(toxic, civil, strict=False)), corpus.telling(toxic, civil))
+    rows = contrast_training.Corpus(
+        toxic, civil, list(zip(toxic, civil, strict=False)), corpus.telling(toxic, civil)
+    )
     lm = models.load(profile.model)
 
     def build(folder: Path) -> None:
-        made = contrast_training.train_all(models.load(profile.model), civil + toxic, rows, {name: some[:4] for name, some in classes.items()}, SMALL, folder)
+        made = contrast_training.train_all(
+            models.load(profile.model),
+            civil + toxic,
+            rows,
+            {name: some[:4] for name, some in classes.items()},
+            SMALL,
+            folder,
+        )
         save(made, folder)
 
     inputs = {"model": lm.fingerprint, "texts": store.key_of(classes), "config": asdict(SMALL)}
     folder = store.artifact("experts", inputs, build)
-    usual, cautious = (Settings(masking.ours(t), alpha_expert=2.0, alpha_anti=0.5, temperature=1.0) for t in (0.0, 0.1))
+    usual, cautious = (
+        Settings(masking.ours(t), alpha_expert=2.0, alpha_anti=0.5, temperature=1.0) for t in (0.0, 0.1)
+    )
     return Experts(load(lm, folder), usual, cautious, folder.name, folder)
 
 
 def bart() -> Experts:
     """BART-base and the published experts, with the published settings for microaggressions."""
     with models.from_hub(
-        "the published experts", f"the published experts ({', '.join(BART)}) could not be had from the Hub: take a profile with shipped experts."
+        "the published experts",
+        f"the published experts ({', '.join(BART)}) could not be had from the Hub: take a profile with shipped experts.",
     ):
-        found = {role: AutoModelForSeq2SeqLM.from_pretrained(name).to(models.best_device()) for role, name in zip(ROLES, BART, strict=True)}
+        found = {
+            role: AutoModelForSeq2SeqLM.from_pretrained(name).to(models.best_device())
+            for role, name in zip(ROLES, BART, strict=True)
+        }
         tokenizer = AutoTokenizer.from_pretrained(BART[0])
     commits = [str(getattr(model.config, "_commit_hash", None)) for model in found.values()]
     cautious = replace(PUBLISHED["microaggressions"], masking=masking.ours(1.0))  # ours; not chosen on data
-    return Experts(Seq2SeqDenoiser(found, tokenizer), PUBLISHED["microaggressions"], cautious, store.key_of({"models": BART, "commits": commits}))
+    return Experts(
+        Seq2SeqDenoiser(found, tokenizer),
+        PUBLISHED["microaggressions"],
+        cautious,
+        store.key_of({"models": BART, "commits": commits}),
+    )
 
 
 def load(lm: LanguageModel, folder: Path = FOLDER) -> PrefixDenoiser:
@@ -136,7 +165,9 @@ def load(lm: LanguageModel, folder: Path = FOLDER) -> PrefixDenoiser:
     """
     missing = [role for role in ROLES if not (folder / role / "adapter_model.safetensors").is_file()]
     if missing:
-        raise CompanionError(f"the adapter '{missing[0]}' is not in '{folder}': restore it with git, or make it with `companion train-experts`.")
+        raise CompanionError(
+            f"the adapter '{missing[0]}' is not in '{folder}': restore it with git, or make it with `companion train-experts`."
+        )
     try:
         with models.quiet():
             config = mixed_lora.mixed(LoraConfig.from_pretrained(folder / BASE))
@@ -144,7 +175,9 @@ def load(lm: LanguageModel, folder: Path = FOLDER) -> PrefixDenoiser:
             for role in ROLES[1:]:
                 model.load_adapter(folder / role, adapter_name=role)
     except (RuntimeError, ValueError, KeyError, OSError, SafetensorError) as error:
-        raise CompanionError(f"the adapters in '{folder}' do not fit the model '{lm.name}' ({type(error).__name__}): make them anew for it.") from error
+        raise CompanionError(
+            f"the adapters in '{folder}' do not fit the model '{lm.name}' ({type(error).__name__}): make them anew for it."
+        ) from error
     return PrefixDenoiser(model, lm.tokenizer)
 
 
@@ -154,13 +187,23 @@ def save(experts: PrefixDenoiser, folder: Path) -> None:
         target = folder / role
         target.mkdir(parents=True, exist_ok=True)
         state = get_peft_model_state_dict(experts.model, adapter_name=role)
-        save_file({name: value.to(torch.float16).contiguous() for name, value in state.items()}, target / "adapter_model.safetensors")
-        config = experts.model.peft_config[role].to_dict() | {"base_model_name_or_path": models.EMBEDDED, "inference_mode": True}
+        save_file(
+            {name: value.to(torch.float16).contiguous() for name, value in state.items()},
+            target / "adapter_model.safetensors",
+        )
+        config = experts.model.peft_config[role].to_dict() | {
+            "base_model_name_or_path": models.EMBEDDED,
+            "inference_mode": True,
+        }
         plain = {key: sorted(value) if isinstance(value, set) else value for key, value in config.items()}
-        (target / "adapter_config.json").write_text(json.dumps(plain, indent=1, sort_keys=True, default=str) + "\n", encoding="utf-8")
+        (target / "adapter_config.json").write_text(
+            json.dumps(plain, indent=1, sort_keys=True, default=str) + "\n", encoding="utf-8"
+        )
 
 
-def make(lm: LanguageModel, folder: Path = FOLDER, config: adapter_training.AdapterConfig | None = None) -> None:
+def make(
+    lm: LanguageModel, folder: Path = FOLDER, config: adapter_training.AdapterConfig | None = None
+) -> None:
     """Train the adapters on the public data and write them to ``folder``; stopped and started again, it goes on."""
     config = config or adapter_training.AdapterConfig()
 

@@ -8,14 +8,8 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 MASKED_SHARE = 0.3  # of the words, as in BART (Lewis et al., 2020)
-
-
 SPAN = 3.0  # mean words of a span (Poisson)
-
-
 INTACT_SHARE = 0.4  # of the inputs, so that the denoiser learns to leave alone what has no blank
-
-
 DIFFERING_SHARE = 0.5  # of the places where a pair, or two classes, differ that are masked whatever the noise does: they carry the lesson
 
 
@@ -43,9 +37,9 @@ class Level(NamedTuple):
 
 
 USUAL = Level(MASKED_SHARE, MASKED_SHARE, INTACT_SHARE)
-
-
-VARIED = Level(0.0, 0.4, 0.0)  # from a word or two, as in scoring, to so many that the context says little about the class
+VARIED = Level(
+    0.0, 0.4, 0.0
+)  # from a word or two, as in scoring, to so many that the context says little about the class
 
 
 def drawn(n: int, noise: random.Random, level: Level = USUAL) -> Noise:
@@ -69,7 +63,13 @@ def drawn(n: int, noise: random.Random, level: Level = USUAL) -> Noise:
     return Noise(gone, starts)
 
 
-def infilled(words: Sequence[Sequence[int]], mask: int, noise: random.Random, level: Level = USUAL, differing: Sequence[int] = ()) -> list[int]:
+def infilled(
+    words: Sequence[Sequence[int]],
+    mask: int,
+    noise: random.Random,
+    level: Level = USUAL,
+    differing: Sequence[int] = (),
+) -> list[int]:
     """A text, given as the token ids of each word, under fresh noise (:func:`drawn`); of the words at ``differing`` half go besides."""
     return _hiding(drawn(len(words), noise, level), differing, noise).on(words, mask)
 
@@ -84,10 +84,16 @@ def _hiding(plan: Noise, differing: Sequence[int], noise: random.Random) -> Nois
 
 
 def infilled_pair(
-    first: Sequence[Sequence[int]], second: Sequence[Sequence[int]], mask: int, noise: random.Random, level: Level = USUAL
+    first: Sequence[Sequence[int]],
+    second: Sequence[Sequence[int]],
+    mask: int,
+    noise: random.Random,
+    level: Level = USUAL,
 ) -> tuple[list[int], list[int]]:
     """Two versions of a sentence under the same noise: shared words go together, and so does what stands in each other's place."""
-    steps = difflib.SequenceMatcher(None, [tuple(w) for w in first], [tuple(w) for w in second], autojunk=False).get_opcodes()
+    steps = difflib.SequenceMatcher(
+        None, [tuple(w) for w in first], [tuple(w) for w in second], autojunk=False
+    ).get_opcodes()
     units: list[tuple[list[int], list[int]]] = []
     differing = []
     for kind, a, b, c, d in steps:
@@ -95,7 +101,9 @@ def infilled_pair(
             units += [(list(word), list(word)) for word in first[a:b]]
         else:
             differing.append(len(units))
-            units.append(([t for word in first[a:b] for t in word], [t for word in second[c:d] for t in word]))
+            units.append(
+                ([t for word in first[a:b] for t in word], [t for word in second[c:d] for t in word])
+            )
     plan = _hiding(drawn(len(units), noise, level), differing, noise)
     return plan.on([u[0] for u in units], mask), plan.on([u[1] for u in units], mask)
 

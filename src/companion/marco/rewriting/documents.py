@@ -13,24 +13,14 @@ from companion.lm import tokens
 from companion.marco.rewriting.rewriter import Rewrite, Rewriter
 
 PIECE = 30  # words: the adapters learned from sentences of up to 45, and one word at a time costs the square
-
-
 LONG = 360  # bytes of a piece, hence tokens at most: in scripts without spaces there are no words to count
-
-
 TOGETHER = 32  # pieces rewritten at a time
-
-
 LINE_BREAK = re.compile("\r\n|[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]")  # where str.splitlines breaks
-
-
 _END = re.compile(r"[.!?…]['\")\]]*$")  # of a sentence, if space follows
-
-
 _WIDE_END = re.compile(r"[。！？][」』”’）】]*$")  # of one that no space follows
-
-
-_PART = re.compile(r"\s*(?=\S)[^\s。！？]{0,40}(?:[。！？]{1,9}[」』”’）】]{0,9})?|\s+$")  # a word, or some of a long one
+_PART = re.compile(
+    r"\s*(?=\S)[^\s。！？]{0,40}(?:[。！？]{1,9}[」』”’）】]{0,9})?|\s+$"
+)  # a word, or some of a long one
 
 
 @dataclass(frozen=True)
@@ -44,13 +34,19 @@ class Document:
     @property
     def masked(self) -> list[str]:
         """The words that were masked."""
-        return [p.original[p.sentence.words[j].start : p.sentence.words[j].end] for p in self.pieces for j in p.masked]
+        return [
+            p.original[p.sentence.words[j].start : p.sentence.words[j].end]
+            for p in self.pieces
+            for j in p.masked
+        ]
 
     @property
     def scores(self) -> list[tuple[str, float | None]]:
         """Every word with its divergence in nats; None where nothing is ever masked."""
         return [
-            (p.original[w.start : w.end], None if np.isnan(d) else float(d)) for p in self.pieces for w, d in zip(p.sentence.words, p.divergence, strict=True)
+            (p.original[w.start : w.end], None if np.isnan(d) else float(d))
+            for p in self.pieces
+            for w, d in zip(p.sentence.words, p.divergence, strict=True)
         ]
 
 
@@ -63,7 +59,9 @@ def cut(text: str) -> list[str]:
     for part in _PART.findall(text):
         space = part[: len(part) - len(part.lstrip())]
         ended = space and (words == PIECE or _END.search(pieces[-1]) or LINE_BREAK.search(space))
-        if words and (ended or _WIDE_END.search(pieces[-1]) or len((pieces[-1] + part).strip().encode()) > LONG):
+        if words and (
+            ended or _WIDE_END.search(pieces[-1]) or len((pieces[-1] + part).strip().encode()) > LONG
+        ):
             pieces.append("")
             words = 0
         pieces[-1] += part
@@ -81,7 +79,10 @@ def rewrite(rewriter: Rewriter, texts: Sequence[str], *, progress: str | None = 
     for start in range(0, len(pieces), TOGETHER):
         some = pieces[start : start + TOGETHER]
         for (i, piece), new in zip(some, rewriter([piece.strip() for _, piece in some]), strict=True):
-            before, after = piece[: len(piece) - len(piece.lstrip())], piece[len(piece.rstrip()) :] if piece.strip() else ""
+            before, after = (
+                piece[: len(piece) - len(piece.lstrip())],
+                piece[len(piece.rstrip()) :] if piece.strip() else "",
+            )
             joined[i] += before + new.text + after
             found[i].append(new)
         bar.update(len(some))

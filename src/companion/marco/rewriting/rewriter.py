@@ -17,7 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from companion.lm import tokens
-from companion.lm.generation import KEPT, Sampling, draw
+from companion.lm.generation import KEPT, Sampling, draw, uniform
 from companion.marco.denoisers.protocol import ROLES, Denoiser
 from companion.marco.rewriting import masking, words
 from companion.marco.rewriting.script import Script
@@ -55,12 +55,16 @@ class Rewriter:
         return [Rewrite(*row) for row in zip(texts, written, sentences, scores, chosen, strict=True)]
 
 
-def product(logits: Float[Tensor, "role rows vocab"], strengths: Sequence[float]) -> Float[Tensor, "rows vocab"]:
+def product(
+    logits: Float[Tensor, "role rows vocab"], strengths: Sequence[float]
+) -> Float[Tensor, "rows vocab"]:
     """Product of experts in logits; the temperature divides the base model's only, also in greedy decoding, as published."""
     return torch.einsum("r,rnv->nv", torch.tensor(strengths, device=logits.device), logits)
 
 
-def penalised(scores: Float[Tensor, "rows vocab"], seen: Int[Tensor, "rows pos"], penalty: float) -> Float[Tensor, "rows vocab"]:
+def penalised(
+    scores: Float[Tensor, "rows vocab"], seen: Int[Tensor, "rows pos"], penalty: float
+) -> Float[Tensor, "rows vocab"]:
     """Push down tokens that stand in ``seen`` (−1: none): positive scores are divided, negative ones multiplied (Keskar et al., 2019)."""
     scores = torch.nn.functional.pad(scores, (0, 1))  # a place for −1
     at = seen.where(seen >= 0, scores.shape[-1] - 1)
@@ -80,11 +84,15 @@ def fill(
 
     ``cast`` says which model plays base (it alone reads the original), expert and anti-expert.
     """
-    todo = sorted((i for i, c in enumerate(chosen) if c), key=lambda i: _steps(sentences[i], chosen[i], settings))
+    todo = sorted(
+        (i for i, c in enumerate(chosen) if c), key=lambda i: _steps(sentences[i], chosen[i], settings)
+    )
     texts = [sentence.text for sentence in sentences]
     for start in range(0, len(todo), BATCH):
         rows = todo[start : start + BATCH]
-        ids = _write(denoiser, [sentences[i] for i in rows], [chosen[i] for i in rows], settings, sampling, rows, cast)
+        ids = _write(
+            denoiser, [sentences[i] for i in rows], [chosen[i] for i in rows], settings, sampling, rows, cast
+        )
         for i, row in zip(rows, ids, strict=True):
             texts[i] = denoiser.decode(row)
     return texts
@@ -93,7 +101,11 @@ def fill(
 def _steps(sentence: Sentence, chosen: Sequence[int], settings: Settings) -> tuple[int, int]:
     """About how many tokens are written one by one, and the length: sentences that need equally many go together."""
     whole = len(sentence.ids)
-    return (sentence.words[max(chosen)].tokens.stop - sentence.words[min(chosen)].tokens.start if settings.anchored else whole), whole
+    return (
+        sentence.words[max(chosen)].tokens.stop - sentence.words[min(chosen)].tokens.start
+        if settings.anchored
+        else whole
+    ), whole
 
 
 def _write(
@@ -107,10 +119,13 @@ def _write(
 ) -> list[list[int]]:
     """Token ids of one batch. A role without strength is not asked."""
     sources = [s.masked(c, denoiser.mask_id) for s, c in zip(sentences, chosen, strict=True)]
-    scripts = [Script(source, sentence, denoiser, settings.anchored) for source, sentence in zip(sources, sentences, strict=True)]
+    scripts = [
+        Script(source, sentence, denoiser, settings.anchored)
+        for source, sentence in zip(sources, sentences, strict=True)
+    ]
     read = ([s.ids for s in sentences], sources, sources)
     readers = [Reader(*row) for row in zip(cast, settings.strengths, read, strict=True) if row[1]]
-    noise = _noise(rows, max(script.limit for script in scripts), sampling)
+    noise = uniform(rows, max(script.limit for script in scripts), sampling)
     return write(denoiser, scripts, readers, settings.repetition_penalty, sampling, noise)
 
 
@@ -132,13 +147,21 @@ def write(
 ) -> list[list[int]]:
     """Write all scripts in step, with the product of the readers, and return their token ids."""
     begun = [list(script.written) for script in scripts]
-    decoding = denoiser.begin([r.role for r in readers for _ in scripts], [source for r in readers for source in r.sources], begun * len(readers))
+    decoding = denoiser.begin(
+        [r.role for r in readers for _ in scripts],
+        [source for r in readers for source in r.sources],
+        begun * len(readers),
+    )
     strengths = [r.strength for r in readers]
     rows, ids = list(range(len(scripts))), None  # scripts that the decoding holds
     for step in itertools.count():
         scores = product(decoding.step(ids).float().view(len(readers), len(rows), -1).cpu(), strengths)
         if repetition_penalty != 1.0:
-            scores = penalised(scores, tokens.pad([[-1, *scripts[i].written] for i in rows], "left", -1).ids, repetition_penalty)
+            scores = penalised(
+                scores,
+                tokens.pad([[-1, *scripts[i].written] for i in rows], "left", -1).ids,
+                repetition_penalty,
+            )
         for i, row in zip(rows, scores, strict=True):
             scripts[i].restrict(row)
         picked = scores.argmax(-1) if sampling is None else draw(scores, sampling, noise[rows, step])
@@ -150,10 +173,3 @@ def write(
             decoding.keep([r * len(rows) + k for r in range(len(readers)) for k in going])
             rows, taken = [rows[k] for k in going], taken[going]
         ids = taken.repeat(len(readers))
-
-
-def _noise(rows: Sequence[int], limit: int, sampling: Sampling | None) -> Float[Tensor, "rows pos"] | None:
-    """Uniform numbers that belong to a sentence, whatever it is batched with."""
-    if sampling is None:
-        return None
-    return torch.stack([torch.rand(limit, generator=torch.Generator().manual_seed((sampling.seed * 1_000_003 + i) % 2**63)) for i in rows])

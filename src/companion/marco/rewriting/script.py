@@ -17,12 +17,20 @@ class Script:
 
     def __init__(self, source: list[int], sentence: Sentence, denoiser: Denoiser, anchored: bool) -> None:
         self.mask, self.end = denoiser.mask_id, denoiser.end_id
-        self.rest = [t for k, t in enumerate(source) if t != self.mask or source[k - 1 : k] != [self.mask]] + [self.end]  # blanks side by side are one
+        self.rest = [
+            t for k, t in enumerate(source) if t != self.mask or source[k - 1 : k] != [self.mask]
+        ] + [self.end]  # blanks side by side are one
         self.anchored, self.done = anchored, False
         self.banned = [i for i in denoiser.marks if i != self.end]
-        self.left = len(sentence.ids) - len(source) + source.count(self.mask)  # tokens that were taken out and not written again
+        self.left = (
+            len(sentence.ids) - len(source) + source.count(self.mask)
+        )  # tokens that were taken out and not written again
         self.room = self.left + ROOM  # of this blank
-        self.limit = len(source) + self.left + ROOM * self.rest.count(self.mask) + 1 if anchored else 2 * len(sentence.ids) + ROOM
+        self.limit = (
+            len(source) + self.left + ROOM * self.rest.count(self.mask) + 1
+            if anchored
+            else 2 * len(sentence.ids) + ROOM
+        )
         first = self.rest.index(self.mask) if anchored and self.mask in self.rest else 0
         self.written, self.rest = self.rest[:first], self.rest[first:]
 

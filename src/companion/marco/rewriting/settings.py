@@ -32,11 +32,17 @@ class Settings:
 
 def _published(alpha_expert: float, temperature: float, repetition_penalty: float) -> Settings:
     as_run = Masking(threshold=1.2, relative=True, divergence=masking.half_jeffreys)
-    return Settings(as_run, alpha_expert, 1.5, temperature, repetition_penalty=repetition_penalty, anchored=False)
+    return Settings(
+        as_run, alpha_expert, 1.5, temperature, repetition_penalty=repetition_penalty, anchored=False
+    )
 
 
 #: Settings of the paper by evaluation set (its appendix; DynaHate's penalty is given as 1.5 and as 1.0).
-PUBLISHED = {"microaggressions": _published(4.25, 2.5, 1.0), "sbf": _published(5.0, 2.9, 1.5), "dynahate": _published(4.75, 2.5, 1.0)}
+PUBLISHED = {
+    "microaggressions": _published(4.25, 2.5, 1.0),
+    "sbf": _published(5.0, 2.9, 1.5),
+    "dynahate": _published(4.75, 2.5, 1.0),
+}
 
 
 def alone(settings: Settings) -> Settings:
@@ -46,4 +52,7 @@ def alone(settings: Settings) -> Settings:
 
 def with_defects(settings: Settings) -> Settings:
     """The same settings with the defects of the published code, its divergence and its index map; each word is scored by itself, as there."""
-    return replace(settings, masking=replace(settings.masking, divergence=masking.half_jeffreys, published_index=True, every=None))
+    return replace(
+        settings,
+        masking=replace(settings.masking, divergence=masking.half_jeffreys, published_index=True, every=None),
+    )

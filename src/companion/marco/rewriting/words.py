@@ -20,16 +20,10 @@ WORD = re.compile(
     r"|(?P<mark>[^\w\s]+)"  # punctuation and emoji
 )
 
-
 # scikit-learn's list also holds some nouns, verbs and adjectives, which are content here
-CONTENT = (
-    "amount bill bottom call cry describe detail empty fill find fire found front full interest mill move name serious show side sincere system thick thin top"
-)
-
+CONTENT = "amount bill bottom call cry describe detail empty fill find fire found front full interest mill move name serious show side sincere system thick thin top"
 
 FUNCTION_WORDS = (ENGLISH_STOP_WORDS - frozenset(CONTENT.split())) | {"ca", "did", "does", "wo"}
-
-
 ENDING = re.compile(r"n?['’][a-z]+$")  # of a contraction
 
 
@@ -61,7 +55,11 @@ class Sentence(NamedTuple):
     @property
     def content(self) -> list[int]:
         """Indices of the words that may be masked and are no function words (``you're`` and ``don't`` are such words)."""
-        spelled = [(j, self.text[word.start : word.end].lower()) for j, word in enumerate(self.words) if word.maskable]
+        spelled = [
+            (j, self.text[word.start : word.end].lower())
+            for j, word in enumerate(self.words)
+            if word.maskable
+        ]
         return [j for j, word in spelled if not FUNCTION_WORDS & {word, ENDING.sub("", word)}]
 
 
