@@ -97,6 +97,7 @@ BUILDERS = {
         ["mechanism.exam"],
     ),
     "marco.evaluation.restoration": (["lm.tokens", "lm.generation", "marco.experts.noise"], ["book.plots"]),
+    "marco.evaluation.disagreement": (["marco.experts.loading", "marco.denoisers.protocol"], ["book.plots"]),
 }
 
 
@@ -127,11 +128,36 @@ def test_every_builder_is_among_them():
     called = {
         path.relative_to(paths.PACKAGE).with_suffix("").as_posix().replace("/", ".")
         for path in paths.PACKAGE.rglob("*.py")
-        if re.search(r"store\.artifact\(|[^.]artifact\(\"", path.read_text(encoding="utf-8"))
+        if re.search(r"store\.(artifact|kept)\(", path.read_text(encoding="utf-8"))
     }
     assert called - {"mechanism.probe"} == set(
         BUILDERS
     )  # the probe imports little: one row more would say nothing new
+
+
+def test_a_kept_result_is_made_once_and_again_when_the_code_of_its_function_is_edited(
+    cache, tmp_path, monkeypatch
+):
+    """The key has the code of the module whose function is called, not that of the store."""
+    package = shutil.copytree(
+        paths.PACKAGE, tmp_path / "companion", ignore=shutil.ignore_patterns("_data", "__pycache__")
+    )
+    code_of, calls = store.code_of, []
+    monkeypatch.setattr(store, "code_of", lambda module: code_of(module, package))
+
+    def make() -> list[float]:
+        calls.append(1)
+        return [0.1, len(calls)]
+
+    make.__module__ = "companion.marco.evaluation.disagreement"
+    assert store.kept("kind", {"n": 1}, make) == store.kept("kind", {"n": 1}, make) == [0.1, 1]
+    for edited, expected in (("marco/evaluation/disagreement.py", 2), ("lm/tokens.py", 3), ("store.py", 3)):
+        with (package / edited).open("a", encoding="utf-8") as file:
+            file.write("\nX = 1\n")
+        store._imported.cache_clear()
+        assert store.kept("kind", {"n": 1}, make) == [0.1, expected], edited
+    assert store.kept("kind", {"n": 2}, make) == [0.1, 4]
+    store._imported.cache_clear()
 
 
 def test_what_is_no_module_of_ours_has_no_code():

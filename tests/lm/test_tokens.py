@@ -82,7 +82,7 @@ NO_TEXTS = [
 
 
 @pytest.mark.parametrize("wrong", NO_TEXTS, ids=repr)
-def test_what_is_no_list_of_texts_is_one_sentence(tiny_llama, wrong):
+def test_what_is_no_list_of_texts_is_one_sentence(unchecked, tiny_llama, wrong):
     """B12, B35: with the index of the text, if it is one of them."""
     for call in (tokens.checked, lambda texts: tokens.encode(tiny_llama.tokenizer, texts)):
         with pytest.raises(CompanionError, match=r"^(a list of texts is needed|texts\[1\] is)[^\n]*\.$"):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,10 +15,7 @@ from scipy.stats import spearmanr
 from sklearn.metrics import roc_auc_score
 
 from companion.lm import tokens
-from companion.lm.tiny import byte_tokenizer
 from companion.metrics import estimates, perplexity, text
-
-TOKENIZER = byte_tokenizer()
 
 # --- intervals
 
@@ -112,7 +108,7 @@ def test_relative_drop():
 
 
 def test_format():
-    assert f"{estimates.Estimate(0.5, 0.25, 1, 9):.2f}" == "0.50 [0.25, 1.00]"
+    assert f"{estimates.Estimate(0.5, 0.25, 1.0, 9):.2f}" == "0.50 [0.25, 1.00]"
 
 
 # --- toxicity
@@ -198,8 +194,8 @@ def test_perplexity_weighs_tokens_not_windows(lively_lm):
 
 
 @given(st.integers(2, 12), st.lists(st.text("abc", min_size=1, max_size=12), min_size=1, max_size=4))
-def test_windows_cut_everything_once(width, texts):
-    lm = SimpleNamespace(tokenizer=TOKENIZER)
+def test_windows_cut_everything_once(tiny_llama, width, texts):
+    lm = tiny_llama
     cut = perplexity.windows(lm, texts, width)
     whole = tokens.encode(lm.tokenizer, ["\n\n".join(texts)])[0]
     joined = [i for w in cut for i in w]

@@ -77,7 +77,7 @@ def test_no_texts(scorer):
 
 
 @pytest.mark.parametrize("wrong", [None, "you idiot", ["a", None], ["a", "caf\udce9"]], ids=repr)
-def test_what_is_no_list_of_texts_is_one_sentence(scorer, wrong):
+def test_what_is_no_list_of_texts_is_one_sentence(unchecked, scorer, wrong):
     """B12, B35."""
     with pytest.raises(CompanionError, match=r"^[^\n]*(list of texts|texts\[1\])[^\n]*\.$"):
         scorer(wrong)
@@ -369,7 +369,7 @@ def test_checkpoint_without_or_with_wrong_hash(checkpoint, tmp_path, monkeypatch
         toxicity.load(f"detoxify:{save(name='original-00000000.ckpt', note=False)}")
 
 
-def test_hash_in_the_name_is_enough(checkpoint):
+def test_hash_in_the_name_is_enough(unchecked, checkpoint):
     save, _, _, _ = checkpoint
     path = save(name="x.ckpt", note=False)
     named = path.with_name(f"tiny-{hashlib.sha256(path.read_bytes()).hexdigest()[:8]}.ckpt")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 
@@ -48,7 +48,7 @@ class Generated:
 
 def generate(
     lm: LanguageModel,
-    prompts: Sequence[str],
+    prompts: Iterable[str],
     *,
     new_tokens: int,
     max_prompt_tokens: int | None = None,
@@ -76,9 +76,10 @@ def generate(
     """
     prompts = tokens.checked(prompts)
     rows = tokens.encode(lm.tokenizer, prompts, max_prompt_tokens)
-    _warn_of_spaces(
-        [prompt for prompt, row in zip(prompts, rows, strict=True) if len(row) != max_prompt_tokens]
-    )
+    uncut = [prompt for prompt, row in zip(prompts, rows, strict=True) if len(row) != max_prompt_tokens]
+    if spaced := sum(prompt.endswith((" ", "\t")) for prompt in uncut):  # a line end may be meant
+        oddly = "the model goes on oddly after it, because its tokens begin with the space"
+        warnings.warn(f"{spaced} of the prompts end in white space: {oddly}; strip them.", stacklevel=2)
     shared = [] if recorder else _shared(rows)
     rows = [row[len(shared) :] for row in rows]
     ids = torch.zeros((len(rows), new_tokens), dtype=torch.long)
@@ -101,13 +102,6 @@ def generate(
         for row, kept in zip(ids, mask, strict=True)
     ]
     return Generated(ids, mask, texts)
-
-
-def _warn_of_spaces(uncut: Sequence[str]) -> None:
-    """Say once how many prompts end in a space or tab; a line end may be meant, as after an instruction."""
-    if spaced := sum(prompt.endswith((" ", "\t")) for prompt in uncut):
-        oddly = "the model goes on oddly after it, because its tokens begin with the space"
-        warnings.warn(f"{spaced} of the prompts end in white space: {oddly}; strip them.", stacklevel=3)
 
 
 def _shared(rows: Sequence[list[int]]) -> list[int]:

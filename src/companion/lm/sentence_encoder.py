@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -51,7 +51,7 @@ def embed(encoder: PreTrainedModel, batch: tokens.Batch) -> Float[Tensor, "batch
     return (hidden * weight).sum(1) / weight.sum(1)
 
 
-def batches(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], batch_size: int):
+def batches(tokenizer: PreTrainedTokenizerBase, texts: Iterable[str], batch_size: int):
     """Yield (indices, batch) with texts of similar length together, so that little is padded."""
     rows = tokens.encode(tokenizer, texts, MAX_TOKENS)
     for chosen in tokens.by_length(rows, batch_size):

@@ -31,7 +31,7 @@ class Batch(NamedTuple):
         return (self.mask.long().cumsum(-1) - 1).clamp(min=0)
 
 
-def checked(texts: Sequence[str]) -> list[str]:
+def checked(texts: Iterable[str]) -> list[str]:
     """The texts as a list; of what is none, a library would complain obscurely, or take its letters for texts.
 
     Raises
@@ -57,7 +57,7 @@ def checked(texts: Sequence[str]) -> list[str]:
 
 
 def encode(
-    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], max_tokens: int | None = None
+    tokenizer: PreTrainedTokenizerBase, texts: Iterable[str], max_tokens: int | None = None
 ) -> list[list[int]]:
     """Return the ids of each text, ``max_tokens`` at most; an empty text is one EOS token.
 

@@ -32,6 +32,12 @@ class Estimate:
         return f"{self.value:{spec}} [{self.low:{spec}}, {self.high:{spec}}]"
 
 
+def percentiles(values: ArrayLike) -> tuple[float, float, float]:
+    """The lower end of a 95 % percentile interval, the median, and the upper end; NaN is left out."""
+    low, middle, high = np.nanquantile(values, [INTERVAL[0], 0.5, INTERVAL[1]])
+    return float(low), float(middle), float(high)
+
+
 def mean(values: ArrayLike, seed: int = 0) -> Estimate:
     """Mean over prompts. For a paired difference pass the differences per prompt."""
     values = np.asarray(values, dtype=np.float64)
@@ -55,8 +61,8 @@ def ratio(numerator: ArrayLike, denominator: ArrayLike, seed: int = 0, transform
     counts = generator.multinomial(
         len(a), np.full(len(a), 1 / len(a)), size=RESAMPLES
     )  # how often each prompt is drawn
-    low, high = np.quantile(transform((counts @ a) / (counts @ b)), INTERVAL)
-    return Estimate(float(transform(a.sum() / b.sum())), float(low), float(high), len(a))
+    low, _, high = percentiles(transform((counts @ a) / (counts @ b)))
+    return Estimate(float(transform(a.sum() / b.sum())), low, high, len(a))
 
 
 def relative_drop(before: ArrayLike, after: ArrayLike, seed: int = 0) -> Estimate:
@@ -69,9 +75,8 @@ def bootstrap(
 ) -> Estimate:
     """Interval of any statistic of ``n`` rows; it is given the indices of the rows drawn."""
     generator = np.random.default_rng(seed)
-    drawn = [statistic(generator.integers(0, n, n)) for _ in range(resamples)]
-    low, high = np.nanquantile(drawn, INTERVAL)
-    return Estimate(float(statistic(np.arange(n))), float(low), float(high), n)
+    low, _, high = percentiles([statistic(generator.integers(0, n, n)) for _ in range(resamples)])
+    return Estimate(float(statistic(np.arange(n))), low, high, n)
 
 
 def auc(labels: ArrayLike, scores: ArrayLike, seed: int = 0) -> Estimate:

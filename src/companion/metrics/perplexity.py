@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
@@ -33,7 +33,7 @@ def cross_entropy(
     return np.array(sums), np.array(counts)
 
 
-def windows(lm: LanguageModel, texts: Sequence[str], width: int, limit: int | None = None) -> list[list[int]]:
+def windows(lm: LanguageModel, texts: Iterable[str], width: int, limit: int | None = None) -> list[list[int]]:
     """Cut the texts, joined by blank lines, into non-overlapping windows of ``width`` tokens (Lee et al., 2024)."""
     ids = tokens.encode(lm.tokenizer, ["\n\n".join(tokens.checked(texts))])[0]
     cut = [ids[i : i + width] for i in range(0, len(ids) - 1, width)]
@@ -51,7 +51,7 @@ PACK = 256  # tokens read together: the logits of a large vocabulary fill memory
 
 @torch.inference_mode()
 def nll(
-    lm: LanguageModel, texts: Sequence[str]
+    lm: LanguageModel, texts: Iterable[str]
 ) -> tuple[Float[np.ndarray, "texts"], Float[np.ndarray, "texts"]]:
     """Summed negative log-likelihood (nats) and number of tokens of each text, its first token included; 0 and 0 for an empty one.
 

@@ -13,7 +13,7 @@ depend on its neighbours in the batch.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -28,7 +28,7 @@ class Scorer(Protocol):
 
     name: str
 
-    def __call__(self, texts: Sequence[str]) -> Float[np.ndarray, "texts"]:
+    def __call__(self, texts: Iterable[str]) -> Float[np.ndarray, "texts"]:
         """Return a probability in [0, 1] for each text; an empty text scores as any other."""
         ...
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import pickle
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -83,7 +83,7 @@ class DetoxifyScorer:
         return cls(model, tokenizer, column)
 
     @torch.inference_mode()
-    def __call__(self, texts: Sequence[str]) -> Float[np.ndarray, "texts"]:
+    def __call__(self, texts: Iterable[str]) -> Float[np.ndarray, "texts"]:
         rows = tokens.encode(self.tokenizer, texts, MAX_TOKENS)
         scores = np.zeros(len(rows))
         for chosen in tokens.by_length(rows, BATCH):

@@ -9,7 +9,7 @@ Trained by ``companion make scorer`` (:mod:`companion.toxicity.training`); its c
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -37,7 +37,7 @@ CHARACTERS = HashingVectorizer(
 BATCH = 64
 
 
-def lexical_features(texts: Sequence[str]) -> scipy.sparse.csr_matrix:
+def lexical_features(texts: Iterable[str]) -> scipy.sparse.csr_matrix:
     """Hashed word 1–2-grams and character 2–5-grams, each part of unit length."""
     texts = tokens.checked(texts)
     return scipy.sparse.hstack([WORDS.transform(texts), CHARACTERS.transform(texts)], format="csr")
@@ -68,7 +68,7 @@ class EmbeddedScorer:
             merged = PeftModel.from_pretrained(encoder, folder).merge_and_unload()
         return cls(merged, tokenizer, load_file(folder / "heads.safetensors"))
 
-    def semantic(self, texts: Sequence[str]) -> Float[np.ndarray, "texts"]:
+    def semantic(self, texts: Iterable[str]) -> Float[np.ndarray, "texts"]:
         """Logit of the head on the embedding."""
         texts, weight = tokens.checked(texts), torch.from_numpy(self.weights["semantic.weight"]).float()
         logits = np.zeros(len(texts))
@@ -77,12 +77,12 @@ class EmbeddedScorer:
                 logits[chosen] = (embed(self.encoder, batch) @ weight).double().numpy()
         return logits + float(self.weights["semantic.bias"][0])
 
-    def lexical(self, texts: Sequence[str]) -> Float[np.ndarray, "texts"]:
+    def lexical(self, texts: Iterable[str]) -> Float[np.ndarray, "texts"]:
         """Logit of the linear model on hashed n-grams."""
         weight = self.weights["lexical.weight"].astype(np.float64)
         return lexical_features(texts) @ weight + float(self.weights["lexical.bias"][0])
 
-    def __call__(self, texts: Sequence[str]) -> Float[np.ndarray, "texts"]:
+    def __call__(self, texts: Iterable[str]) -> Float[np.ndarray, "texts"]:
         if not (texts := tokens.checked(texts)):
             return np.zeros(0)
         w_semantic, w_lexical, bias = self.weights["combine"].astype(np.float64)
@@ -97,5 +97,5 @@ class SemanticScorer:
     def __init__(self, scorer: EmbeddedScorer) -> None:
         self.scorer = scorer
 
-    def __call__(self, texts: Sequence[str]) -> Float[np.ndarray, "texts"]:
+    def __call__(self, texts: Iterable[str]) -> Float[np.ndarray, "texts"]:
         return expit(self.scorer.semantic(texts))

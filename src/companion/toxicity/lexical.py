@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -50,6 +50,6 @@ class LexicalScorer:
 
         self._predict = predict_prob
 
-    def __call__(self, texts: Sequence[str]) -> Float[np.ndarray, "texts"]:
+    def __call__(self, texts: Iterable[str]) -> Float[np.ndarray, "texts"]:
         texts = tokens.checked(texts)
         return np.asarray(self._predict(texts), dtype=np.float64) if texts else np.zeros(0)
