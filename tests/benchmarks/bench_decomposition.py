@@ -121,9 +121,8 @@ def cached_mean(
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]) if by_length else i)
     for start in range(0, len(order), batch_size):
         chosen = order[start : start + batch_size]
-        batch, predicts = recording.teacher_forced(
-            [rows[i] for i in chosen], made.ids[chosen], made.mask[chosen]
-        )
+        predicts = made.mask[chosen]
+        batch = recording.teacher_forced([rows[i] for i in chosen], made.ids[chosen], predicts)
         _, cache = view.run_with_cache(batch.ids, attention_mask=batch.mask.long())
         last = predicts.shape[1]
         kept.append(

@@ -492,12 +492,6 @@ def test_near_duplicates_properties(a, b):
     assert (near_duplicates.near_duplicates([t.upper() + "!" for t in a], of=b) == marks).all()
 
 
-def test_distinct_ngrams_by_hand():
-    assert near_duplicates.distinct_ngrams(["a b c d e"], 4) == 1
-    assert near_duplicates.distinct_ngrams(["a b c d", "A b, c d!"], 4) == 0.5
-    assert near_duplicates.distinct_ngrams(["a a a"], 1) == pytest.approx(1 / 3)
-
-
 @pytest.mark.parametrize(
     ("raw", "plain"),
     [

@@ -121,7 +121,9 @@ def test_prompts_that_end_in_a_space_are_counted_in_one_warning(lively_lm):
     """B14."""
     prompts = ["The cat ", "a", "Tab\t", "", "x  "]
     with pytest.warns(UserWarning, match=r"^3 of the prompts end in white space: [^\n]*\.$") as found:
-        spaced = inspect.unwrap(generate)(lively_lm, prompts, new_tokens=3, batch_size=2)  # without the check of types
+        spaced = inspect.unwrap(generate)(
+            lively_lm, prompts, new_tokens=3, batch_size=2
+        )  # without the check of types
     assert [warning.filename for warning in found] == [__file__]
     rows = tokens.encode(lively_lm.tokenizer, prompts)
     assert [len(row) for row in rows] == [8, 1, 4, 1, 3]  # read as they stand

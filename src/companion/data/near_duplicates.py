@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 import numpy as np
 from jaxtyping import Bool
@@ -36,9 +36,3 @@ def near_duplicates(texts: Iterable[str], *, of: Iterable[str]) -> Bool[np.ndarr
         hits = Counter(i for shingle in own for i in index.get(shingle, ()))
         marks.append(bool(hits) and max(hits.values()) >= OVERLAP * len(own))
     return np.array(marks, dtype=bool)
-
-
-def distinct_ngrams(texts: Sequence[str], n: int = 4) -> float:
-    """Share of distinct word n-grams over all n-grams of the texts (1: nothing repeats)."""
-    grams = [tuple(w[i : i + n]) for w in map(words, texts) for i in range(len(w) - n + 1)]
-    return len(set(grams)) / max(1, len(grams))

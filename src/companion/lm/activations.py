@@ -51,19 +51,24 @@ class Recorder:
         so that with :func:`companion.mechanism.neurons.value_vectors` they add up to what is written into
         the residual stream. Without effect on models that have no such norm. False takes them as
         published.
+
+    Examples
+    --------
+    >>> recorder = Recorder(lm, len(prompts))
+    >>> generate(lm, prompts, new_tokens=20, recorder=recorder)
+    >>> recorder.sums.mean  # layer d_mlp
     """
 
     def __init__(self, lm: LanguageModel, n_prompts: int, *, through_norm: bool = True) -> None:
         self.sites = list(anatomy.neuron_sites(lm).values())
         self.eps = anatomy.mlp_norm_eps(lm) if through_norm else None
-        self.block = torch.randperm(n_prompts, generator=torch.Generator().manual_seed(0)) % min(
-            BLOCKS, n_prompts
-        )
-        width = self.sites[0].weight.numel() // lm.model.config.hidden_size
-        self.total = torch.zeros(min(BLOCKS, n_prompts), len(self.sites), width, dtype=torch.float64)
-        self.count = torch.zeros(min(BLOCKS, n_prompts), dtype=torch.long)
-        self.rows: Int[Tensor, "batch"] | None = None
-        self.mask: Bool[Tensor, "batch last"] | None = None
+        blocks = min(BLOCKS, n_prompts)
+        self.block = torch.randperm(n_prompts, generator=torch.Generator().manual_seed(0)) % blocks
+        width = next(self.sites[0].parameters()).numel() // lm.model.config.hidden_size
+        self.total = torch.zeros(blocks, len(self.sites), width, dtype=torch.float64)
+        self.count = torch.zeros(blocks, dtype=torch.long)
+        self.rows = torch.zeros(0, dtype=torch.long)  # the block of each row of the batch
+        self.mask = torch.zeros(0, 0, dtype=torch.bool)  # batch last
 
     @property
     def sums(self) -> Sums:
@@ -80,7 +85,7 @@ class Recorder:
         try:
             yield
         finally:
-            self.rows = self.mask = None
+            self.rows, self.mask = self.rows[:0], self.mask[:0]
             for handle in handles:
                 handle.remove()
 

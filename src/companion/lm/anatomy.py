@@ -27,9 +27,9 @@ def neuron_sites(lm: LanguageModel) -> dict[str, nn.Module]:
     """
     match lm.model.config.model_type:
         case "gpt2":
-            modules = [block.mlp.c_proj for block in lm.model.transformer.h]
+            modules = [block.mlp.c_proj for block in lm.model.get_decoder().h]
         case "llama" | "mistral" | "gemma" | "gemma2" | "gemma3_text":
-            modules = [layer.mlp.down_proj for layer in lm.model.model.layers]
+            modules = [layer.mlp.down_proj for layer in lm.model.get_decoder().layers]
         case other:
             raise CompanionError(
                 f"models of type '{other}' are not supported: use GPT-2, Llama, Mistral or Gemma."
@@ -44,13 +44,12 @@ def mlp_norms(lm: LanguageModel) -> list[nn.Module] | None:
     """The norm of each layer between MLP output and residual stream (Gemma 2 and 3); None if there is none."""
     if lm.model.config.model_type not in ("gemma2", "gemma3_text"):
         return None
-    return [layer.post_feedforward_layernorm for layer in lm.model.model.layers]
+    return [layer.post_feedforward_layernorm for layer in lm.model.get_decoder().layers]
 
 
 def mlp_norm_eps(lm: LanguageModel) -> float | None:
     """What that norm adds to the mean square before the root; None if there is no such norm."""
-    norms = mlp_norms(lm)
-    return norms[0].eps if norms else None
+    return lm.model.config.rms_norm_eps if mlp_norms(lm) else None
 
 
 def bridge(lm: LanguageModel) -> TransformerBridge:
@@ -60,9 +59,7 @@ def bridge(lm: LanguageModel) -> TransformerBridge:
     fine-tune the model first, wrap it last. Only blocks and MLPs keep their hook points: those of
     attention and norms, which nothing here uses, make decoding a third slower.
     """
-    from transformer_lens import (
-        TransformerBridge,
-    )  # takes 3 s, and most of what loads a model needs no bridge
+    from transformer_lens import TransformerBridge  # takes 3 s, and most chapters need no bridge
 
     attention = lm.model.config._attn_implementation
     with quiet():
@@ -76,18 +73,17 @@ def bridge(lm: LanguageModel) -> TransformerBridge:
 
 
 def _unwrap(module: nn.Module, keep: str = "") -> None:
-    """Put a module's own parts back in the place of the bridge's components, but for the part named ``keep``."""
-    from transformer_lens.model_bridge.generalized_components.base import GeneralizedComponent
-
+    """Put a module's own parts back in the place of the bridge's components, but for the one named ``keep``."""
     for name, child in list(module.named_children()):
-        if isinstance(child, GeneralizedComponent) and name != keep:
-            setattr(module, name, child.original_component)
-            _unwrap(child.original_component)
+        own = getattr(child, "original_component", None)
+        if own is not None and name != keep:
+            setattr(module, name, own)
+            _unwrap(own)
 
 
 def final_norm_gain(lm: LanguageModel) -> Float[Tensor, "d_model"]:
     """Gain of the norm before the unembedding; Gemma stores it as its difference from 1."""
-    decoder = lm.model.get_decoder()
-    if lm.model.config.model_type == "gpt2":
+    decoder, kind = lm.model.get_decoder(), lm.model.config.model_type
+    if kind == "gpt2":
         return decoder.ln_f.weight
-    return decoder.norm.weight + 1 if lm.model.config.model_type.startswith("gemma") else decoder.norm.weight
+    return decoder.norm.weight + 1 if kind.startswith("gemma") else decoder.norm.weight

@@ -30,12 +30,11 @@ class Checkpoint:
 
     def save(self, history: list[dict], **besides: Tensor) -> None:
         """Write the state; a kill leaves the old one or the new one."""
-        state = {f"besides.{name}": value for name, value in besides.items()}
+        state = {f"besides.{name}": value.cpu() for name, value in besides.items()}
         for name, parameter in self.parameters.items():
-            state[f"weight.{name}"] = parameter.detach()
+            state[f"weight.{name}"] = parameter.detach().cpu()
             for moment, value in self.optimizer.state[parameter].items():
-                state[f"{moment}.{name}"] = value
-        state = {name: value.cpu() for name, value in state.items()}
+                state[f"{moment}.{name}"] = value.cpu()
         with store.replacing(self.path) as fresh:
             save_file(state, fresh, metadata={"history": json.dumps(history)})
 
@@ -52,12 +51,11 @@ class Checkpoint:
                     besides[name] = value
                 elif kind == "weight":
                     self.parameters[name].data.copy_(value)
+                elif kind == "step":  # optimisers keep their counter on the CPU
+                    self.optimizer.state[self.parameters[name]][kind] = value
                 else:
                     parameter = self.parameters[name]
-                    device = (
-                        "cpu" if kind == "step" else parameter.device
-                    )  # where optimisers keep their counter
-                    self.optimizer.state[parameter][kind] = value.to(device)
+                    self.optimizer.state[parameter][kind] = value.to(parameter.device)
             return json.loads(stored.metadata()["history"]), besides
 
     def clear(self) -> None:

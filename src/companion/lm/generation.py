@@ -23,9 +23,11 @@ from companion.lm import tokens
 from companion.lm.activations import Recorder
 from companion.lm.models import LanguageModel
 
-KEPT = 0.75  # rows that have ended are written on until no more than this share of a batch goes on; to drop them costs a copy of the cache
+# Rows that have ended stay until no more than this share of a batch goes on: to drop them costs a copy of the cache.
+KEPT = 0.75
 SHARED = 16  # tokens that all prompts must have in common to be read once for all
 SHORTLIST = 2048  # tokens among which a nucleus is looked for first
+STRIDE = 1_000_003  # between the generators of two seeds: a prime larger than any run has items
 
 
 @dataclass(frozen=True)
@@ -85,31 +87,23 @@ def generate(
     ids = torch.zeros((len(rows), new_tokens), dtype=torch.long)
     mask = torch.zeros((len(rows), new_tokens), dtype=torch.bool)
     for chosen in tqdm(tokens.by_length(rows, batch_size), desc=progress, disable=progress is None):
+        batch = tokens.pad([rows[i] for i in chosen], "left")
         noise = uniform(chosen, new_tokens, sampling)
         with recorder.watching(chosen) if recorder else nullcontext():
             ids[chosen], mask[chosen] = _decode(
-                lm,
-                shared,
-                tokens.pad([rows[i] for i in chosen], "left"),
-                new_tokens,
-                sampling,
-                noise,
-                recorder,
-                stop,
+                lm, shared, batch, recorder, new_tokens=new_tokens, sampling=sampling, noise=noise, stop=stop
             )
-    texts = [
-        lm.tokenizer.decode(row[kept].tolist(), skip_special_tokens=True)
-        for row, kept in zip(ids, mask, strict=True)
-    ]
+    texts = [tokens.decode(lm.tokenizer, row[kept].tolist()) for row, kept in zip(ids, mask, strict=True)]
     return Generated(ids, mask, texts)
 
 
 def _shared(rows: Sequence[list[int]]) -> list[int]:
-    """Tokens that several prompts all begin with, such as an instruction; none if they are few. Each prompt keeps a token of its own."""
-    columns = itertools.takewhile(
-        lambda column: len(set(column)) == 1, zip(*(row[:-1] for row in rows), strict=False)
-    )
-    common = [column[0] for column in columns]
+    """Tokens that several prompts all begin with, such as an instruction; none if they are few.
+
+    Each prompt keeps a token of its own.
+    """
+    columns = zip(*(row[:-1] for row in rows), strict=False)
+    common = [column[0] for column in itertools.takewhile(lambda column: len(set(column)) == 1, columns)]
     return common if len(rows) > 1 and len(common) >= SHARED else []
 
 
@@ -118,37 +112,30 @@ def _decode(
     lm: LanguageModel,
     shared: list[int],
     batch: tokens.Batch,
+    recorder: Recorder | None,
+    *,
     new_tokens: int,
     sampling: Sampling | None,
     noise: Float[Tensor, "batch new"] | None,
-    recorder: Recorder | None,
     stop: Sequence[int],
 ) -> tuple[Int[Tensor, "batch new"], Bool[Tensor, "batch new"]]:
     """Decode one left-padded batch with a key-value cache; what all prompts begin with is read once."""
     size, device = len(batch.ids), lm.device
     ends = torch.tensor([*lm.eos_ids, *stop], device=device)
-    ids, mask = (
-        torch.zeros((size, new_tokens), dtype=torch.long),
-        torch.zeros((size, new_tokens), dtype=torch.bool),
-    )
-    rows, alive = (
-        torch.arange(size),
-        torch.ones(size, dtype=torch.bool, device=device),
-    )  # rows of the batch that are in the cache, and not ended
-    step_ids, positions, attention = (t.to(device) for t in (batch.ids, batch.positions, batch.mask))
+    ids = torch.zeros((size, new_tokens), dtype=torch.long)  # batch new
+    mask = torch.zeros((size, new_tokens), dtype=torch.bool)  # batch new
+    rows = torch.arange(size)  # of the batch, those that are in the cache
+    alive = torch.ones(size, dtype=torch.bool, device=device)  # row: not ended
+    step_ids, positions, attention = (
+        t.to(device) for t in (batch.ids, batch.positions, batch.mask)
+    )  # row pos
     cache = DynamicCache(config=lm.model.config)
     if shared:
-        lm.model(
-            input_ids=torch.tensor([shared], device=device),
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=1,
-        )
+        common = torch.tensor([shared], device=device)  # 1 shared
+        lm.model(input_ids=common, past_key_values=cache, use_cache=True, logits_to_keep=1)
         cache.batch_repeat_interleave(size)
-        positions, attention = (
-            positions + len(shared),
-            torch.cat([attention.new_ones(size, len(shared)), attention], dim=1),
-        )
+        positions = positions + len(shared)
+        attention = torch.cat([attention.new_ones(size, len(shared)), attention], dim=1)  # row shared+pos
     for step in range(new_tokens):
         if recorder:
             recorder.count_last(alive[:, None])
@@ -159,21 +146,21 @@ def _decode(
             past_key_values=cache,
             use_cache=True,
             logits_to_keep=1,
-        ).logits[:, -1]
-        chosen = (
-            logits.argmax(-1) if sampling is None else draw(logits, sampling, noise[rows, step].to(device))
-        )
+        ).logits[:, -1]  # row vocab
+        if sampling is None or noise is None:
+            chosen = logits.argmax(-1)  # row
+        else:
+            chosen = draw(logits, sampling, noise[rows, step].to(device))  # row
         ids[rows, step], mask[rows, step] = torch.where(alive, chosen, 0).cpu(), alive.cpu()
         alive = alive & ~torch.isin(chosen, ends)
         if not alive.any():
             break
-        step_ids, positions = chosen[:, None], positions[:, -1:] + 1
-        attention = torch.cat([attention, torch.ones_like(attention[:, :1])], dim=1)
+        step_ids, positions = chosen[:, None], positions[:, -1:] + 1  # row 1
+        attention = torch.cat([attention, torch.ones_like(attention[:, :1])], dim=1)  # row pos+1
         if alive.sum() <= KEPT * len(alive):
             cache.batch_select_indices(alive.nonzero()[:, 0])
-            rows, step_ids, positions, attention = (
-                t[alive.to(t.device)] for t in (rows, step_ids, positions, attention)
-            )
+            rows = rows[alive.cpu()]
+            step_ids, positions, attention = step_ids[alive], positions[alive], attention[alive]
             if recorder:
                 recorder.leave(~alive)
             alive = alive[alive]
@@ -201,10 +188,11 @@ def draw(
 def _ranked(
     probability: Float[Tensor, "batch vocab"], top_p: float
 ) -> tuple[Float[Tensor, "batch best"], Int[Tensor, "batch best"]]:
-    """Probabilities from the highest down, at least those of the nucleus, and their tokens; equally likely ones in order of id."""
-    best, token = probability.topk(
-        min(SHORTLIST, probability.shape[-1])
-    )  # sorting a whole vocabulary takes longer than the model's pass
+    """Probabilities from the highest down, at least those of the nucleus, and their tokens.
+
+    Equally likely ones stand in order of id. To sort a whole vocabulary takes longer than the model's pass.
+    """
+    best, token = probability.topk(min(SHORTLIST, probability.shape[-1]))
     if (best.where(best > best[:, -1:], 0.0).sum(-1) < top_p).any():  # a nucleus may reach further
         return probability.sort(dim=-1, descending=True, stable=True)
     token = token.sort(dim=-1).values
@@ -214,7 +202,7 @@ def _ranked(
 
 def generator_of(seed: int, index: int) -> torch.Generator:
     """Random numbers that belong to one item of a seeded run."""
-    return torch.Generator().manual_seed((seed * 1_000_003 + index) % 2**63)
+    return torch.Generator().manual_seed((seed * STRIDE + index) % 2**63)
 
 
 def uniform(rows: Sequence[int], width: int, sampling: Sampling | None) -> Float[Tensor, "rows width"] | None:

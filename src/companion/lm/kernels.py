@@ -29,13 +29,14 @@ def onednn(
 
 
 def suits(a: Tensor, b: Tensor) -> bool:
-    """Whether a product is large, in fp32, and its second factor lies by row or by column. torch does others, and complains of wrong shapes."""
+    """Whether a product is large, in fp32, and its second factor lies by row or by column.
+
+    torch does the others, and complains of wrong shapes.
+    """
     if not (a.dtype == b.dtype == torch.float32 and a.ndim == b.ndim == 2 and a.shape[1] == b.shape[0]):
         return False
-    by_column, by_row = (
-        b.stride(0) == 1 and b.stride(1) >= b.shape[0],
-        b.stride(1) == 1 and b.stride(0) >= b.shape[1],
-    )
+    by_column = b.stride(0) == 1 and b.stride(1) >= b.shape[0]
+    by_row = b.stride(1) == 1 and b.stride(0) >= b.shape[1]
     return (by_column or by_row) and a.shape[0] * b.shape[0] * b.shape[1] >= SMALL
 
 
@@ -55,14 +56,13 @@ def _addmm(bias: Tensor, a: Tensor, b: Tensor, *, beta: float = 1, alpha: float 
 
 @cache
 def install() -> Library | None:
-    """Multiply fp32 matrices by oneDNN from now on, in this process, if that is worth it: on AMD processors under Linux.
+    """Multiply fp32 matrices by oneDNN from now on, in this process, on AMD processors under Linux.
 
     The products of ``linear``, forward and backward, go through ``mm`` and ``addmm``.
     """
     cpuinfo = Path("/proc/cpuinfo")
-    if not (
-        torch._C._has_mkldnn and cpuinfo.exists() and "AuthenticAMD" in cpuinfo.read_text(encoding="utf-8")
-    ):
+    amd = cpuinfo.exists() and "AuthenticAMD" in cpuinfo.read_text(encoding="utf-8")
+    if not (torch._C._has_mkldnn and amd):
         return None
     library = Library("aten", "IMPL")
     with warnings.catch_warnings():  # that kernels are overridden

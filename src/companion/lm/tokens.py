@@ -8,7 +8,7 @@ because its own ``to_tokens`` would prepend a BOS.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Literal, NamedTuple
 
 import torch
@@ -32,7 +32,7 @@ class Batch(NamedTuple):
 
 
 def checked(texts: Iterable[str]) -> list[str]:
-    """The texts as a list; of what is none, a library would complain obscurely, or take its letters for texts.
+    """The texts as a list; of other things a library would complain obscurely, or take letters for texts.
 
     Raises
     ------
@@ -44,8 +44,8 @@ def checked(texts: Iterable[str]) -> list[str]:
         raise CompanionError(
             f"a list of texts is needed, not one object of type {kind}: write [text] for one text."
         )
-    found = list(texts)
-    for i, text in enumerate(found):
+    texts = list(texts)
+    for i, text in enumerate(texts):
         if not isinstance(text, str):
             raise CompanionError(f"texts[{i}] is of type {type(text).__name__}: every text must be a string.")
         try:
@@ -53,7 +53,7 @@ def checked(texts: Iterable[str]) -> list[str]:
         except UnicodeEncodeError as error:
             wrong = f"texts[{i}] is not UTF-8 text, {text[error.start]!a} in it is no character"
             raise CompanionError(f"{wrong}: decode it with the encoding that it has.") from error
-    return found
+    return texts
 
 
 def encode(
@@ -65,9 +65,16 @@ def encode(
     """
     if not (texts := checked(texts)):
         return []
-    found = tokenizer(texts, add_special_tokens=True, return_special_tokens_mask=True, verbose=False)
-    rows = zip(found["input_ids"], found["special_tokens_mask"], strict=True)
+    encoded = tokenizer(texts, add_special_tokens=True, return_special_tokens_mask=True, verbose=False)
+    rows = zip(encoded["input_ids"], encoded["special_tokens_mask"], strict=True)
     return [_cut(ids, added, max_tokens) or [tokenizer.eos_token_id] for ids, added in rows]
+
+
+def decode(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
+    """The text of one row of ids, without special tokens."""
+    text = tokenizer.decode(list(ids), skip_special_tokens=True)
+    assert isinstance(text, str)  # a list only for a list of rows
+    return text
 
 
 def _cut(ids: list[int], added: Sequence[int], limit: int | None) -> list[int]:
@@ -97,3 +104,12 @@ def pad(rows: Sequence[Sequence[int]], side: Literal["left", "right"], pad_id: i
         ids[i, where] = torch.tensor(row, dtype=torch.long)
         mask[i, where] = True
     return Batch(ids, mask)
+
+
+def batches(
+    tokenizer: PreTrainedTokenizerBase, texts: Iterable[str], max_tokens: int, size: int
+) -> Iterator[tuple[list[int], Batch]]:
+    """Encode texts and yield (their indices, a batch padded on the right), those of similar length together."""
+    rows = encode(tokenizer, texts, max_tokens)
+    for chosen in by_length(rows, size):
+        yield chosen, pad([rows[i] for i in chosen], "right")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -24,7 +25,10 @@ class Trie(NamedTuple):
 def pack(sequences: Sequence[Sequence[int]]) -> Trie:
     """Pack sequences into a trie: a node attends to its ancestors only."""
     child: dict[tuple[int, int], int] = {}
-    ids, depth, parent, ends = [], [], [], []
+    ids: list[int] = []
+    depth: list[int] = []
+    parent: list[int] = []
+    ends: list[int] = []
     for sequence in sequences:
         node = -1
         for i, token in enumerate(sequence):
@@ -49,19 +53,17 @@ def reading(packed: Trie, separator: int) -> Bool[Tensor, "node"]:
 
 
 def packs(sequences: Sequence[Sequence[int]], limit: int = PACK) -> list[list[int]]:
-    """Consecutive sequences in groups of at most about ``limit`` tokens, common beginnings not counted twice."""
-    found: list[list[int]] = []
-    size, before = limit, []
+    """Consecutive sequences in groups of at most about ``limit`` tokens, common beginnings counted once."""
+    groups: list[list[int]] = []
+    before: Sequence[int] = []
+    size = limit
     for i, sequence in enumerate(sequences):
-        added = len(sequence) - _common(sequence, before)
+        common = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(sequence, before, strict=False))
+        added = len(sequence) - len(list(common))
         before = sequence
         if size + added > limit:
-            found.append([])
+            groups.append([])
             size, added = 0, len(sequence)
-        found[-1].append(i)
+        groups[-1].append(i)
         size += added
-    return found
-
-
-def _common(a: Sequence[int], b: Sequence[int]) -> int:
-    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+    return groups

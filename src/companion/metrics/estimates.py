@@ -21,7 +21,10 @@ TOXIC = 0.5  # the score from which a text counts as toxic (Gehman et al., 2020)
 
 @dataclass(frozen=True)
 class Estimate:
-    """A value with its 95 % percentile bootstrap interval and the number of prompts behind it."""
+    """A value with its 95 % percentile bootstrap interval and the number of prompts behind it.
+
+    A format applies to all three numbers: ``f"{estimate:+.1%}"`` is ``+5.0% [+1.0%, +9.0%]``.
+    """
 
     value: float
     low: float
@@ -29,7 +32,10 @@ class Estimate:
     n: int
 
     def __format__(self, spec: str) -> str:
-        return f"{self.value:{spec}} [{self.low:{spec}}, {self.high:{spec}}]"
+        """``value [low, high]``, each number as ``spec`` says; ``.1 %`` is ``.1%`` with a space before the sign."""
+        plain = spec.replace(" %", "%")
+        text = f"{self.value:{plain}} [{self.low:{plain}}, {self.high:{plain}}]"
+        return text if spec == plain else text.replace("%", " %")
 
 
 def percentiles(values: ArrayLike) -> tuple[float, float, float]:
@@ -44,7 +50,9 @@ def mean(values: ArrayLike, seed: int = 0) -> Estimate:
     return ratio(values, np.ones_like(values), seed)
 
 
-def ratio(numerator: ArrayLike, denominator: ArrayLike, seed: int = 0, transform=lambda x: x) -> Estimate:
+def ratio(
+    numerator: ArrayLike, denominator: ArrayLike, seed: int = 0, transform: Callable = lambda x: x
+) -> Estimate:
     """``transform(sum(numerator) / sum(denominator))``, prompts resampled together.
 
     Raises
@@ -54,13 +62,11 @@ def ratio(numerator: ArrayLike, denominator: ArrayLike, seed: int = 0, transform
     """
     a, b = np.asarray(numerator, dtype=np.float64), np.asarray(denominator, dtype=np.float64)
     if len(a) == 0 or len(a) != len(b):
-        raise ValueError(
-            f"need as many numerators as denominators and at least one, got {len(a)} and {len(b)}"
-        )
+        needed = "as many numerators as denominators and at least one"
+        raise ValueError(f"need {needed}, got {len(a)} and {len(b)}")
     generator = np.random.default_rng(seed)
-    counts = generator.multinomial(
-        len(a), np.full(len(a), 1 / len(a)), size=RESAMPLES
-    )  # how often each prompt is drawn
+    # How often each prompt is drawn.
+    counts = generator.multinomial(len(a), np.full(len(a), 1 / len(a)), size=RESAMPLES)
     low, _, high = percentiles(transform((counts @ a) / (counts @ b)))
     return Estimate(float(transform(a.sum() / b.sum())), low, high, len(a))
 
@@ -97,9 +103,11 @@ def auc(labels: ArrayLike, scores: ArrayLike, seed: int = 0) -> Estimate:
 def spearman(a: ArrayLike, b: ArrayLike, seed: int = 0) -> Estimate:
     """Rank correlation of two scores of the same texts."""
     a, b = np.asarray(a), np.asarray(b)
-    return bootstrap(
-        lambda rows: float(np.corrcoef(rankdata(a[rows]), rankdata(b[rows]))[0, 1]), len(a), seed
-    )
+
+    def correlation(rows: np.ndarray) -> float:
+        return float(np.corrcoef(rankdata(a[rows]), rankdata(b[rows]))[0, 1])
+
+    return bootstrap(correlation, len(a), seed)
 
 
 def expected_maximum(scores: Float[np.ndarray, "prompt sample"], seed: int = 0) -> Estimate:

@@ -10,7 +10,8 @@ from jaxtyping import Float
 
 from companion.lm import tokens, trie
 from companion.lm.models import LanguageModel
-from companion.metrics.estimates import Estimate, ratio
+
+LOSS_TOKENS = 256  # tokens read together: the logits of a large vocabulary fill memory
 
 
 @torch.inference_mode()
@@ -40,36 +41,26 @@ def windows(lm: LanguageModel, texts: Iterable[str], width: int, limit: int | No
     return [w for w in cut if len(w) > 1][:limit]
 
 
-def perplexity(lm: LanguageModel, cut: Sequence[Sequence[int]], seed: int = 0) -> Estimate:
-    """exp(sum of NLL / number of scored tokens); the interval resamples windows."""
-    nll, count = cross_entropy(lm, cut)
-    return ratio(nll, count, seed, np.exp)
-
-
-PACK = 256  # tokens read together: the logits of a large vocabulary fill memory
-
-
 @torch.inference_mode()
 def nll(
     lm: LanguageModel, texts: Iterable[str]
 ) -> tuple[Float[np.ndarray, "texts"], Float[np.ndarray, "texts"]]:
-    """Summed negative log-likelihood (nats) and number of tokens of each text, its first token included; 0 and 0 for an empty one.
+    """Summed negative log-likelihood (nats) and number of tokens of each text, its first token included.
 
-    Texts are packed in order of their tokens: what several begin with, as rewrites of one sentence do, is read once.
+    Both are 0 for an empty text. Texts are packed in order of their tokens: what several begin with, as rewrites
+    of one sentence do, is read once.
     """
     texts = tokens.checked(texts)
     begin = lm.tokenizer.eos_token_id if lm.tokenizer.bos_token_id is None else lm.tokenizer.bos_token_id
     unique = [text for text in dict.fromkeys(texts) if text]
     rows = [row if row[0] == begin else [begin, *row] for row in tokens.encode(lm.tokenizer, unique)]
     order = sorted((i for i, row in enumerate(rows) if len(row) > 1), key=rows.__getitem__)
-    found = dict.fromkeys(["", *unique], (0.0, 0))
-    for group in trie.packs([rows[i] for i in order], PACK):
+    measured = dict.fromkeys(["", *unique], (0.0, 0))
+    for group in trie.packs([rows[i] for i in order], LOSS_TOKENS):
         some = [order[k] for k in group]
-        found |= {
-            unique[i]: (loss, len(rows[i]) - 1)
-            for i, loss in zip(some, _losses(lm, [rows[i] for i in some]), strict=True)
-        }
-    both = np.array([found[text] for text in texts], dtype=float).reshape(-1, 2)
+        for i, loss in zip(some, _losses(lm, [rows[i] for i in some]), strict=True):
+            measured[unique[i]] = loss, len(rows[i]) - 1
+    both = np.array([measured[text] for text in texts], dtype=float).reshape(-1, 2)
     return both[:, 0], both[:, 1]
 
 
@@ -77,21 +68,15 @@ def _losses(lm: LanguageModel, rows: Sequence[Sequence[int]]) -> list[float]:
     """Summed cross-entropy of each row after its first token, in fp64; common beginnings are read once."""
     packed = trie.pack([row[:-1] for row in rows])  # the last token predicts nothing
     ids, positions = (torch.tensor(values, device=lm.device)[None] for values in (packed.ids, packed.depth))
-    mask = (
-        torch.zeros(packed.ancestors.shape)
-        .masked_fill(~packed.ancestors, -torch.inf)[None, None]
-        .to(lm.device)
-    )
-    logits = (
-        lm.model(input_ids=ids, position_ids=positions, attention_mask=mask, use_cache=False)
-        .logits[0]
-        .float()
-    )
+    mask = torch.zeros(packed.ancestors.shape).masked_fill(~packed.ancestors, -torch.inf)  # node node
+    logits = lm.model(
+        input_ids=ids, position_ids=positions, attention_mask=mask[None, None].to(lm.device), use_cache=False
+    ).logits[0]  # node vocab
+    logits = logits.float()
     total = logits.logsumexp(-1)
-    found = []
+    losses = []
     for row, end in zip(rows, packed.ends, strict=True):
         path = packed.ancestors[end].nonzero()[:, 0].to(lm.device)  # nodes stand in the order of their depth
-        found.append(
-            (total[path] - logits[path, torch.tensor(row[1:], device=lm.device)]).double().sum().item()
-        )
-    return found
+        predicted = torch.tensor(row[1:], device=lm.device)
+        losses.append((total[path] - logits[path, predicted]).double().sum().item())
+    return losses

@@ -34,7 +34,21 @@ class Scorer(Protocol):
 
 
 def load(name: str) -> Scorer:
-    """Load a scorer: ``lexical``, ``semantic``, ``embedded``, or ``detoxify[:MODEL_OR_CHECKPOINT]``."""
+    """Load a scorer: ``lexical``, ``semantic``, ``embedded``, or ``detoxify[:MODEL_OR_CHECKPOINT]``.
+
+    Examples
+    --------
+    >>> from companion import toxicity
+    >>> scorer = toxicity.load("embedded")
+    >>> civil, rude = scorer(["Thank you, that was kind.", "You are a worthless idiot."])
+    >>> bool(civil < 0.5 < rude)
+    True
+
+    Raises
+    ------
+    CompanionError
+        If there is no scorer of that name, or what it needs is missing or has been changed.
+    """
     kind, _, detail = name.partition(":")
     match kind:
         case "lexical":

@@ -26,10 +26,9 @@ from transformers import (
 from companion import paths, store
 from companion.errors import CompanionError
 from companion.lm import models, tokens
-from companion.store import sha256_file
 
 BATCH, MAX_TOKENS = 64, 512
-TOXIC = {"toxic", "toxicity"}  # the class is called so in the original and the unbiased models
+TOXIC_CLASSES = {"toxic", "toxicity"}  # in the original and in the unbiased models
 
 
 class DetoxifyScorer:
@@ -47,11 +46,12 @@ class DetoxifyScorer:
         _check(path)
         try:
             stored = torch.load(path, map_location="cpu", weights_only=True)
-            arguments, classes = (
-                stored["config"]["arch"]["args"],
-                stored["config"]["dataset"]["args"]["classes"],
-            )
-            column = next(i for i, c in enumerate(classes) if c in TOXIC)
+            architecture = stored["config"]["arch"]["args"]
+            base, n_classes = architecture["model_type"], architecture["num_classes"]
+            classes = stored["config"]["dataset"]["args"]["classes"]
+            column = next(i for i, c in enumerate(classes) if c in TOXIC_CLASSES)
+            # Old checkpoints carry position ids, which are no weights.
+            weights = {k: v for k, v in stored["state_dict"].items() if not k.endswith("position_ids")}
         except (
             pickle.UnpicklingError,
             RuntimeError,
@@ -60,34 +60,26 @@ class DetoxifyScorer:
             EOFError,
             StopIteration,
         ) as error:
-            raise CompanionError(
-                f"'{path}' is no Detoxify checkpoint ({type(error).__name__}): choose one that the detoxify package has saved."
-            ) from error
-        base = arguments["model_type"]
-        with models.from_hub(
-            "Detoxify's configuration",
-            f"Detoxify needs the configuration of '{base}': go online once, or use a checkpoint whose model_type is a local folder.",
-        ):
-            config = AutoConfig.from_pretrained(base, num_labels=arguments["num_classes"])
+            wrong = f"'{path}' is no Detoxify checkpoint ({type(error).__name__})"
+            raise CompanionError(f"{wrong}: choose one that the detoxify package has saved.") from error
+        remedy = "go online once, or use a checkpoint whose model_type is a local folder"
+        failure = f"Detoxify needs the configuration of '{base}': {remedy}."
+        with models.from_hub("Detoxify's configuration", failure):
+            config = AutoConfig.from_pretrained(base, num_labels=n_classes)
             tokenizer = AutoTokenizer.from_pretrained(base)
         model = AutoModelForSequenceClassification.from_config(config)
-        weights = {
-            k: v for k, v in stored["state_dict"].items() if not k.endswith("position_ids")
-        }  # old checkpoints carry them
         try:
             model.load_state_dict(weights)
         except RuntimeError as error:
-            raise CompanionError(
-                f"the weights in '{path}' do not fit '{arguments['model_type']}': use the model type it was trained from."
-            ) from error
+            wrong = f"the weights in '{path}' do not fit '{base}'"
+            raise CompanionError(f"{wrong}: use the model type it was trained from.") from error
         return cls(model, tokenizer, column)
 
     @torch.inference_mode()
     def __call__(self, texts: Iterable[str]) -> Float[np.ndarray, "texts"]:
-        rows = tokens.encode(self.tokenizer, texts, MAX_TOKENS)
-        scores = np.zeros(len(rows))
-        for chosen in tokens.by_length(rows, BATCH):
-            batch = tokens.pad([rows[i] for i in chosen], "right")
+        texts = tokens.checked(texts)
+        scores = np.zeros(len(texts))
+        for chosen, batch in tokens.batches(self.tokenizer, texts, MAX_TOKENS, BATCH):
             logits = self.model(input_ids=batch.ids, attention_mask=batch.mask.long()).logits
             scores[chosen] = logits[:, self.column].double().sigmoid().numpy()
         return scores
@@ -97,40 +89,33 @@ def _official(name: str) -> Path:
     from detoxify.detoxify import MODEL_URLS  # imports slowly, so only when a name has to be resolved
 
     if name not in MODEL_URLS:
-        raise CompanionError(
-            f"there is no Detoxify model or checkpoint file '{name}': choose one of {', '.join(MODEL_URLS)} or give a file."
-        )
-    path = paths.cache() / "detoxify" / MODEL_URLS[name].rsplit("/", 1)[1]
+        remedy = f"choose one of {', '.join(MODEL_URLS)} or give a file"
+        raise CompanionError(f"there is no Detoxify model or checkpoint file '{name}': {remedy}.")
+    url = MODEL_URLS[name]
+    path = paths.cache() / "detoxify" / url.rsplit("/", 1)[1]
     if not path.exists():
         store.writable(path.parent)
         try:
-            torch.hub.download_url_to_file(
-                MODEL_URLS[name], str(path), hash_prefix=_hash_in_name(path), progress=True
-            )
+            torch.hub.download_url_to_file(url, str(path), hash_prefix=_hash_in_name(path), progress=True)
         except (OSError, RuntimeError) as error:
-            raise CompanionError(
-                f"the Detoxify model '{name}' could not be downloaded: check the network, or give a local checkpoint as detoxify:FILE."
-            ) from error
+            remedy = "check the network, or give a local checkpoint as detoxify:FILE"
+            raise CompanionError(f"the Detoxify model '{name}' could not be downloaded: {remedy}.") from error
     return path
 
 
 def _hash_in_name(path: Path) -> str | None:
-    found = re.search(r"-([0-9a-f]{8})\.ckpt$", path.name)
-    return found.group(1) if found else None
+    matched = re.search(r"-([0-9a-f]{8})\.ckpt$", path.name)
+    return matched.group(1) if matched else None
 
 
 def _check(path: Path) -> None:
+    """Compare a checkpoint with the sha256 in the note beside it or, failing that, with the one in its name."""
     note = path.with_name(path.name + ".sha256")
-    expected = (
-        next(iter(note.read_text(encoding="utf-8").lower().split()), None)
-        if note.is_file()
-        else _hash_in_name(path)
-    )
+    words = note.read_text(encoding="utf-8").lower().split() if note.is_file() else [_hash_in_name(path)]
+    expected = words[0] if words else None
     if expected is None or len(expected) not in (8, 64):  # 8 in the official names
-        raise CompanionError(
-            f"'{path}' is a pickle without a known hash: if you trust it, write its sha256 to '{note.name}' beside it."
-        )
-    if not sha256_file(path).startswith(expected):
-        raise CompanionError(
-            f"'{path}' does not have its known sha256 ({expected[:8]}…): delete it and download it again."
-        )
+        remedy = f"if you trust it, write its sha256 to '{note.name}' beside it"
+        raise CompanionError(f"'{path}' is a pickle without a known hash: {remedy}.")
+    if not store.sha256_file(path).startswith(expected):
+        wrong = f"'{path}' does not have its known sha256 ({expected[:8]}…)"
+        raise CompanionError(f"{wrong}: delete it and download it again.")

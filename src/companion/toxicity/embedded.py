@@ -20,14 +20,16 @@ from peft import PeftModel
 from safetensors.numpy import load_file
 from scipy.special import expit
 from sklearn.feature_extraction.text import HashingVectorizer
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from torch import nn
+from transformers import PreTrainedTokenizerBase
 
 from companion import paths
 from companion.errors import CompanionError
 from companion.lm import models, tokens
-from companion.lm.sentence_encoder import batches, embed, load_encoder
+from companion.lm.sentence_encoder import MAX_TOKENS, embed, load_encoder
 
 FOLDER = paths.DATA / "scorer"
+FILES = ("heads.safetensors", "adapter_model.safetensors", "adapter_config.json")
 WORDS = HashingVectorizer(
     n_features=2**17, ngram_range=(1, 2), alternate_sign=False, norm="l2", lowercase=True
 )
@@ -49,20 +51,16 @@ class EmbeddedScorer:
     name = "embedded"
 
     def __init__(
-        self, encoder: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, weights: dict[str, np.ndarray]
+        self, encoder: nn.Module, tokenizer: PreTrainedTokenizerBase, weights: dict[str, np.ndarray]
     ) -> None:
         self.encoder, self.tokenizer, self.weights = encoder.eval(), tokenizer, weights
 
     @classmethod
     def load(cls, folder: Path = FOLDER) -> EmbeddedScorer:
         """Load adapter and heads from a folder (safetensors only)."""
-        if not all(
-            (folder / name).is_file()
-            for name in ("heads.safetensors", "adapter_model.safetensors", "adapter_config.json")
-        ):
-            raise CompanionError(
-                f"the scorer's weights are not in '{folder}': restore them with git, or train them with `companion make scorer`."
-            )
+        if not all((folder / name).is_file() for name in FILES):
+            remedy = "restore them with git, or train them with `companion make scorer`"
+            raise CompanionError(f"the scorer's weights are not in '{folder}': {remedy}.")
         encoder, tokenizer = load_encoder()
         with models.quiet():
             merged = PeftModel.from_pretrained(encoder, folder).merge_and_unload()
@@ -73,7 +71,7 @@ class EmbeddedScorer:
         texts, weight = tokens.checked(texts), torch.from_numpy(self.weights["semantic.weight"]).float()
         logits = np.zeros(len(texts))
         with torch.inference_mode():
-            for chosen, batch in batches(self.tokenizer, texts, BATCH):
+            for chosen, batch in tokens.batches(self.tokenizer, texts, MAX_TOKENS, BATCH):
                 logits[chosen] = (embed(self.encoder, batch) @ weight).double().numpy()
         return logits + float(self.weights["semantic.bias"][0])
 

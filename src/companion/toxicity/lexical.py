@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.metadata
-import importlib.util
 from collections.abc import Iterable
-from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float
 
-from companion.errors import CompanionError
-from companion.lm import tokens
-from companion.store import sha256_file
+from companion.lm import packaged, tokens
 
-VERSION = "1.9.1"
-
+INSTALL = "alt-profanity-check==1.9.1"
 SHA256 = {
     "model.joblib": "aeafc04849d4d93db4721cf30a86ebf22085595294b8a07d51918e7fa98f538b",
     "vectorizer.joblib": "19c5200dc6a41f026e0558e2f164f5fe8d8f58e502b46b37e4385037fcfa4831",
@@ -34,18 +28,9 @@ class LexicalScorer:
     name = "lexical"
 
     def __init__(self) -> None:
-        spec = importlib.util.find_spec("profanity_check")
-        if spec is None:
-            raise CompanionError(
-                f"the package alt-profanity-check is missing: run `pip install alt-profanity-check=={VERSION}`."
-            )
-        folder = Path(spec.origin).parent / "data"
+        folder = packaged.folder_of("profanity_check", INSTALL) / "data"
         for name, expected in SHA256.items():  # unpickled on import, so checked before it
-            if sha256_file(folder / name) != expected:
-                found = importlib.metadata.version("alt-profanity-check")
-                raise CompanionError(
-                    f"'{name}' of alt-profanity-check {found} is not the reviewed one: run `pip install --force-reinstall alt-profanity-check=={VERSION}`."
-                )
+            packaged.check(folder / name, expected, INSTALL)
         from profanity_check import predict_prob
 
         self._predict = predict_prob

@@ -1,10 +1,9 @@
 """Train the embedded scorer on the *train* rows of the public labelled data.
 
-Maintainers run it through ``companion make scorer``; it writes ``data/scorer/``. Protocol: LoRA on every linear layer of MiniLM and a linear head, three epochs on all rows and three
-with equally many of each source; a logistic
-regression on hashed n-grams (C = 4); both logits combined by a logistic regression fitted on the
-*dev* rows. Evaluation rows are scored for the card; the
-card says what was changed after they had been seen.
+Maintainers run it through ``companion make scorer``; it writes ``data/scorer/``. LoRA on every linear layer of
+MiniLM and a linear head, three epochs on all rows and three with equally many of each source; a logistic
+regression on hashed n-grams (C = 4); both logits combined by a logistic regression fitted on the *dev* rows.
+Evaluation rows are scored for the card, which says what was changed after they had been seen.
 """
 
 from __future__ import annotations
@@ -34,19 +33,12 @@ from companion.toxicity.lexical import LexicalScorer
 
 SEED, EPOCHS, BALANCED_EPOCHS, BATCH, LEARNING_RATE = 0, 3, 3, 32, 4e-4
 
-LORA = {
-    "r": 16,
-    "lora_alpha": 32,
-    "lora_dropout": 0.1,
-    "target_modules": [
-        "query",
-        "key",
-        "value",
-        "attention.output.dense",
-        "intermediate.dense",
-        "output.dense",
-    ],
-}
+LORA = LoraConfig(
+    r=16,
+    lora_alpha=32,
+    lora_dropout=0.1,
+    target_modules=["query", "key", "value", "attention.output.dense", "intermediate.dense", "output.dense"],
+)
 
 # Each source counts by the square root of its size, so that the small, subtle ones are heard.
 EXPONENT = 0.5
@@ -68,10 +60,9 @@ def train_scorer(folder: Path) -> dict:
         lexical_features(train.text), train.label, sample_weight=row_weights(train)
     )
     encoder, tokenizer, head = train_encoder(train)
-    encoder.peft_config[
-        "default"
-    ].base_model_name_or_path = "sentence-transformers/all-MiniLM-L6-v2"  # not this machine's path
-    encoder.save_pretrained(folder)
+    settings = encoder.peft_config["default"]
+    settings.base_model_name_or_path = "sentence-transformers/all-MiniLM-L6-v2"  # not this machine's path
+    encoder.save_pretrained(str(folder))
     (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty card; ours is written by hand
     weights = {
         "semantic.weight": head.weight.detach()[0].numpy().astype(np.float32),
@@ -81,7 +72,7 @@ def train_scorer(folder: Path) -> dict:
         "combine": np.array([1.0, 1.0, 0.0], dtype=np.float32),
     }
     scorer = EmbeddedScorer(encoder, tokenizer, weights)
-    logits = np.stack([scorer.semantic(dev.text.tolist()), scorer.lexical(dev.text.tolist())], axis=1)
+    logits = np.stack([scorer.semantic(dev.text), scorer.lexical(dev.text)], axis=1)
     combine = LogisticRegression(C=1e3).fit(logits, dev.label, sample_weight=row_weights(dev))
     weights["combine"] = np.array([*combine.coef_[0], combine.intercept_[0]], dtype=np.float32)
     save_file(weights, folder / "heads.safetensors")
@@ -96,8 +87,8 @@ def train_encoder(train: pd.DataFrame) -> tuple[PeftModel, PreTrainedTokenizerBa
     The second stage is for the subtle sources (Social Bias Frames, DynaHate), which are small.
     """
     torch.manual_seed(SEED)
-    encoder, tokenizer = load_encoder()
-    encoder, head = get_peft_model(encoder, LoraConfig(**LORA)), nn.Linear(384, 1)
+    plain, tokenizer = load_encoder()
+    encoder, head = get_peft_model(plain, LORA), nn.Linear(384, 1)
     fine_tune(encoder, tokenizer, head, [train] * EPOCHS, LEARNING_RATE)
     smallest = train.groupby("source").size().min()
     balanced = [
@@ -124,10 +115,8 @@ def fine_tune(
     encoder.train()
     with tqdm(total=steps, desc="training the scorer") as bar:
         for epoch, rows in enumerate(epochs):
-            ids, weights = (
-                tokens.encode(tokenizer, rows.text.tolist(), MAX_TOKENS),
-                torch.tensor(row_weights(rows), dtype=torch.float32),
-            )
+            ids = tokens.encode(tokenizer, rows.text, MAX_TOKENS)
+            weights = torch.tensor(row_weights(rows), dtype=torch.float32)
             labels = torch.tensor(rows.label.to_numpy(), dtype=torch.float32)
             for chosen in shuffled_batches([len(row) for row in ids], epoch):
                 batch = tokens.pad([ids[i] for i in chosen], "right")
@@ -154,18 +143,15 @@ def shuffled_batches(lengths: list[int], epoch: int) -> list[list[int]]:
 
 def evaluate(scorer: EmbeddedScorer, rows: pd.DataFrame) -> dict:
     """AUC of the scorer, its two parts and the lexical scorer on dev and evaluation rows of each source."""
-    other = LexicalScorer()
+    scorers = {
+        "embedded": scorer,
+        "semantic part": scorer.semantic,
+        "lexical part": scorer.lexical,
+        "alt-profanity-check": LexicalScorer(),
+    }
     result: dict[str, dict] = {}
     for (split, source), part in rows[rows.split != "train"].groupby(["split", "source"]):
-        texts, labels = part.text.tolist(), part.label.to_numpy()
-        scores = {
-            "embedded": scorer(texts),
-            "semantic part": scorer.semantic(texts),
-            "lexical part": scorer.lexical(texts),
-            "alt-profanity-check": other(texts),
-        }
-        result.setdefault(split, {})[source] = {
-            "n": len(part),
-            **{name: round(float(roc_auc_score(labels, s)), 4) for name, s in scores.items()},
-        }
+        row = result.setdefault(split, {})[source] = {"n": len(part)}
+        for name, score in scorers.items():
+            row[name] = round(float(roc_auc_score(part.label, score(part.text))), 4)
     return result

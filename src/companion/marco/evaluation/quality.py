@@ -26,7 +26,7 @@ class Similarity:
     def embedded(self, texts: Sequence[str]) -> Float[np.ndarray, "texts 384"]:
         """Unit vectors of texts."""
         found = np.zeros((len(texts), 384))
-        for rows, batch in sentence_encoder.batches(self.tokenizer, texts, 64):
+        for rows, batch in tokens.batches(self.tokenizer, texts, sentence_encoder.MAX_TOKENS, 64):
             vectors = sentence_encoder.embed(self.encoder, batch)
             found[rows] = (vectors / vectors.norm(dim=-1, keepdim=True)).numpy()
         return found
@@ -54,7 +54,7 @@ class TokenSimilarity:
     def states(self, texts: Sequence[str]) -> list[Float[torch.Tensor, "tokens d"]]:
         """Unit vectors of the tokens of each text, without the special ones at its ends."""
         found: list[torch.Tensor] = [torch.zeros(0, 0)] * len(texts)
-        for rows, batch in sentence_encoder.batches(self.tokenizer, texts, 64):
+        for rows, batch in tokens.batches(self.tokenizer, texts, sentence_encoder.MAX_TOKENS, 64):
             hidden = self.encoder(
                 input_ids=batch.ids, attention_mask=batch.mask.long(), output_hidden_states=True
             ).hidden_states[self.layer]
