@@ -30,6 +30,7 @@ lint: install
 	@echo "==> lint"
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
 
 lock: install ## maintainers: resolve anew what pyproject.toml asks for; versions that still fit stay (uv's --upgrade takes the newest)
 	@$(BIN)/uv pip compile pyproject.toml --group weights --group build --extra book --extra dev --universal --python-version 3.11 \
