@@ -97,7 +97,6 @@ BUILDERS = {
         ["mechanism.exam"],
     ),
     "marco.evaluation.restoration": (["lm.tokens", "lm.generation", "marco.experts.noise"], ["book.plots"]),
-    "marco.evaluation.disagreement": (["marco.experts.loading", "marco.denoisers.protocol"], ["book.plots"]),
 }
 
 
@@ -130,9 +129,8 @@ def test_every_builder_is_among_them():
         for path in paths.PACKAGE.rglob("*.py")
         if re.search(r"store\.(artifact|kept)\(", path.read_text(encoding="utf-8"))
     }
-    assert called - {"mechanism.probe"} == set(
-        BUILDERS
-    )  # the probe imports little: one row more would say nothing new
+    # The probe imports little: one row more would say nothing new.
+    assert called - {"mechanism.probe"} == set(BUILDERS)
 
 
 def test_a_kept_result_is_made_once_and_again_when_the_code_of_its_function_is_edited(
@@ -149,9 +147,9 @@ def test_a_kept_result_is_made_once_and_again_when_the_code_of_its_function_is_e
         calls.append(1)
         return [0.1, len(calls)]
 
-    make.__module__ = "companion.marco.evaluation.disagreement"
+    make.__module__ = "companion.marco.evaluation.restoration"
     assert store.kept("kind", {"n": 1}, make) == store.kept("kind", {"n": 1}, make) == [0.1, 1]
-    for edited, expected in (("marco/evaluation/disagreement.py", 2), ("lm/tokens.py", 3), ("store.py", 3)):
+    for edited, expected in (("marco/evaluation/restoration.py", 2), ("lm/tokens.py", 3), ("store.py", 3)):
         with (package / edited).open("a", encoding="utf-8") as file:
             file.write("\nX = 1\n")
         store._imported.cache_clear()

@@ -46,51 +46,41 @@ def sha256_file(path: Path) -> str:
 
 
 def code_of(module: str, package: Path = paths.PACKAGE) -> str:
-    """Return a hash of a module's code and of all that it imports from this package, so that edited code makes a new artifact.
+    """Return a hash of a module's code and of all that it imports from this package.
 
-    Comments and docstrings do not count. A module from elsewhere has no code of ours.
+    Edited code so makes a new artifact. Comments and docstrings do not count. A module from elsewhere has no
+    code of ours.
     """
-    digest = hashlib.sha256()
-    for name in sorted(_imported(module, package)):
-        digest.update(_code(_file(name, package)).encode())
-    return digest.hexdigest()[:16]
+    code = _imported(module, package)
+    return hashlib.sha256("".join(code[name] for name in sorted(code)).encode()).hexdigest()[:16]
 
 
 @cache
-def _imported(module: str, package: Path) -> frozenset[str]:
-    """A module and those of this package that it imports, at the top or in a function, directly or not; without ``INERT``."""
-    found, todo = set(), [module]
+def _imported(module: str, package: Path) -> dict[str, str]:
+    """The code of a module and of those of this package that it imports, directly or not; without ``INERT``.
+
+    An import in a function counts as one at the top.
+    """
+    code: dict[str, str] = {}
+    todo = [module]
     while todo:
         name = todo.pop()
-        path = _file(name, package)
-        if path is None or name in found or name in INERT:
+        root, *parts = name.split(".")
+        path = package.joinpath(*parts).with_suffix(".py")
+        if not path.is_file():
+            path = package.joinpath(*parts, "__init__.py")
+        if root != "companion" or name in code or name in INERT or not path.is_file():
             continue
-        found.add(name)
-        for node in ast.walk(ast.parse(path.read_bytes())):
+        tree = ast.parse(path.read_bytes())
+        for node in ast.walk(tree):
             if isinstance(node, ast.ImportFrom) and node.module:
                 todo += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
             elif isinstance(node, ast.Import):
                 todo += [alias.name for alias in node.names]
-    return frozenset(found)
-
-
-def _file(module: str, package: Path) -> Path | None:
-    """The source of a module of this package; None for others, and for names that are no modules."""
-    root, *parts = module.split(".")
-    base = package.joinpath(*parts)
-    path = base / "__init__.py" if base.is_dir() else base.with_suffix(".py")
-    return path if root == "companion" and path.is_file() else None
-
-
-def _code(path: Path) -> str:
-    tree = ast.parse(path.read_bytes())
-    for node in ast.walk(tree):
-        if (
-            isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef)
-            and ast.get_docstring(node) is not None
-        ):
-            node.body[0] = ast.Pass()
-    return ast.unparse(tree)
+            elif isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node):
+                node.body[0] = ast.Pass()
+        code[name] = ast.unparse(tree)
+    return code
 
 
 def artifact(kind: str, inputs: dict, build: Callable[[Path], None]) -> Path:
@@ -103,13 +93,19 @@ def artifact(kind: str, inputs: dict, build: Callable[[Path], None]) -> Path:
     inputs
         Everything the result depends on (JSON-able); it goes into the key and the manifest.
     build
-        Called with a folder to fill. The folder may hold what an interrupted build left there. The code of the module
+        Called with a folder to fill, which may hold what an interrupted build left there. The code of the module
         that defines it, and all that this one imports, goes into the key (:func:`code_of`).
 
     Raises
     ------
     CompanionError
         If a stored file is corrupt, the disk is full or the cache cannot be written to.
+
+    Examples
+    --------
+    >>> def build(folder: Path) -> None:
+    ...     (folder / "squares.json").write_text(json.dumps([n**2 for n in range(3)]))
+    >>> folder = artifact("squares", {"n": 3}, build)  # built now, found the next time
     """
     inputs = {**inputs, "code": code_of(build.__module__), "torch": torch.__version__.split("+")[0]}
     final = writable(paths.cache() / kind) / key_of(inputs)
@@ -132,7 +128,7 @@ def artifact(kind: str, inputs: dict, build: Callable[[Path], None]) -> Path:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A file to write in place of ``path``: renamed when it is whole, so that a kill leaves the old one or the new one."""
+    """A file to write in place of ``path``: renamed when it is whole, so that a kill leaves the old or the new."""
     fresh = path.with_name(path.name + ".new")
     yield fresh
     fresh.replace(path)
@@ -173,23 +169,21 @@ def verify(folder: Path) -> dict:
             if path.stat().st_size != expected["bytes"] or sha256_file(path) != expected["sha256"]:
                 raise ValueError(name)
     except (OSError, ValueError, KeyError) as error:
-        raise CompanionError(
-            f"the cached artifact '{folder}' is corrupt: run `companion clean --corrupt` to delete it, then run again."
-        ) from error
+        remedy = "run `companion clean --corrupt` to delete it, then run again"
+        raise CompanionError(f"the cached artifact '{folder}' is corrupt: {remedy}.") from error
     return manifest
 
 
 def corrupt() -> list[Path]:
     """Return the folders of finished artifacts that do not match their manifest or have none."""
-    found = []
-    for folder in sorted(
-        p for p in paths.cache().glob("*/*") if p.is_dir() and re.fullmatch(r"[0-9a-f]{16}", p.name)
-    ):
-        try:
-            verify(folder)
-        except CompanionError:
-            found.append(folder)
-    return found
+    folders = []
+    for folder in sorted(paths.cache().glob("*/*")):
+        if folder.is_dir() and re.fullmatch(r"[0-9a-f]{16}", folder.name):
+            try:
+                verify(folder)
+            except CompanionError:
+                folders.append(folder)
+    return folders
 
 
 def remove_corrupt() -> list[Path]:
@@ -235,20 +229,16 @@ def writable(folder: Path) -> Path:
 
 
 def _why(error: OSError, folder: Path) -> str:
-    cached = folder.is_relative_to(paths.cache())
-    remedy = (
-        "set COMPANION_CACHE to a folder of yours"
-        if cached
-        else "see whose it is and what its permissions are"
-    )
+    remedy = "see whose it is and what its permissions are"
+    if folder.is_relative_to(paths.cache()):
+        remedy = "set COMPANION_CACHE to a folder of yours"
     return f"{error.strerror}): {remedy}"
 
 
 def is_disk_full(error: BaseException) -> bool:
     """Whether an exception says that no space is left (safetensors wraps the errno in text)."""
-    return getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in str(
-        error
-    )
+    full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
+    return full or "No space left on device" in str(error)
 
 
 def disk_full_error() -> CompanionError:

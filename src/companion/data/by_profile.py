@@ -53,18 +53,14 @@ def prose(profile: Profile, split: str) -> list[str]:
     """Encyclopaedic paragraphs: ``eval`` and ``dev`` for perplexity and F1, ``train`` for PPLM prompts."""
     if profile.data == "public" and split != "train":
         return public.wikitext(split)
-    return [
-        paragraph
-        for text in _part("prose/articles.jsonl", split).text
-        for paragraph in text.split("\n")
-        if paragraph.strip()
-    ]
+    articles = _part("prose/articles.jsonl", split).text
+    return [paragraph for text in articles for paragraph in text.split("\n") if paragraph.strip()]
 
 
 def sentences(paragraphs: list[str], minimum_words: int = 16) -> list[str]:
     """Sentences of at least ``minimum_words`` words: long enough to cut into a prompt and a reference."""
-    found = [s.strip() for p in paragraphs for s in re.split(r"(?<=[.!?])\s+(?=[A-Z])", p)]
-    return [s for s in found if len(s.split()) >= minimum_words]
+    cut = [s.strip() for p in paragraphs for s in re.split(r"(?<=[.!?])\s+(?=[A-Z])", p)]
+    return [s for s in cut if len(s.split()) >= minimum_words]
 
 
 def openings(texts: list[str], share: float = 0.5) -> tuple[list[str], list[str]]:
@@ -85,9 +81,9 @@ def toxic_sentences(profile: Profile, split: str) -> dict[str, pd.DataFrame]:
 
 def spread(rows: pd.DataFrame, limit: int) -> pd.DataFrame:
     """``limit`` rows spread evenly over the table (all of them if 0)."""
-    if not limit or limit >= len(rows):
-        return rows.reset_index(drop=True)
-    return rows.iloc[np.linspace(0, len(rows) - 1, limit).round().astype(int)].reset_index(drop=True)
+    if limit and limit < len(rows):
+        rows = rows.iloc[np.linspace(0, len(rows) - 1, limit).round().astype(int)]
+    return rows.reset_index(drop=True)
 
 
 def length_matched(rows: pd.DataFrame, seed: int) -> pd.DataFrame:
@@ -102,6 +98,7 @@ def length_matched(rows: pd.DataFrame, seed: int) -> pd.DataFrame:
 
 
 def shipped(name: str) -> Path:
+    """The path of a file in ``data/``; a :class:`CompanionError` if it is missing."""
     path = paths.DATA / name
     if not path.is_file():
         raise CompanionError(f"the embedded data file '{path}' is missing: restore it with git.")

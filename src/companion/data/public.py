@@ -44,56 +44,45 @@ def fetch(name: str, *, progressbar: bool = False) -> Path:
     if name not in rows.index:
         raise CompanionError(f"'{name}' is not in data/registry.tsv: choose one of {', '.join(rows.index)}.")
     row = rows.loc[name]
-    if os.environ.get("COMPANION_DATA"):
-        local = paths.absolute(os.environ["COMPANION_DATA"])
-        if not Path(local).is_dir():
-            raise CompanionError(
-                f"COMPANION_DATA is '{local}', which is not a folder: set it to the folder of the public data or unset it."
-            )
-        path = Path(local) / name
-        if not path.is_file():
-            raise CompanionError(
-                f"'{name}' is not in COMPANION_DATA ('{local}'): put it there, or unset COMPANION_DATA to download it."
-            )
-        if pooch.file_hash(path) != row.sha256:
-            raise CompanionError(
-                f"'{path}' does not have the sha256 of data/registry.tsv: replace it with the registered version ({row.url})."
-            )
-        return path
-    return _download(name, row, progressbar)
+    if not os.environ.get("COMPANION_DATA"):
+        return _download(name, row, progressbar)
+    local = paths.absolute(os.environ["COMPANION_DATA"])
+    if not Path(local).is_dir():
+        remedy = "set it to the folder of the public data or unset it"
+        raise CompanionError(f"COMPANION_DATA is '{local}', which is not a folder: {remedy}.")
+    path = Path(local) / name
+    if not path.is_file():
+        remedy = "put it there, or unset COMPANION_DATA to download it"
+        raise CompanionError(f"'{name}' is not in COMPANION_DATA ('{local}'): {remedy}.")
+    if store.sha256_file(path) != row.sha256:
+        remedy = f"replace it with the registered version ({row.url})"
+        raise CompanionError(f"'{path}' does not have the sha256 of data/registry.tsv: {remedy}.")
+    return path
 
 
 def _download(name: str, row: pd.Series, progressbar: bool) -> Path:
     target = paths.cache() / "public" / name
-    if target.is_file() and pooch.file_hash(target) != row.sha256:
-        raise CompanionError(f"the cached file '{target}' is corrupt: delete it and run `companion fetch`.")
-    if not target.is_file():
-        store.writable(target.parent)
+    if target.is_file():
+        if store.sha256_file(target) != row.sha256:
+            raise CompanionError(
+                f"the cached file '{target}' is corrupt: delete it and run `companion fetch`."
+            )
+        return target
+    store.writable(target.parent)
+    sha256 = f"sha256:{row.sha256}"
     try:
-        found = pooch.retrieve(
-            row.url,
-            known_hash=f"sha256:{row.sha256}",
-            fname=target.name,
-            path=target.parent,
-            progressbar=progressbar,
-        )
+        return Path(pooch.retrieve(row.url, sha256, target.name, target.parent, progressbar=progressbar))
     except (OSError, ValueError) as error:
         if store.is_disk_full(error):
             raise store.disk_full_error() from error
+        wrong, remedy = f"'{name}' could not be downloaded ({type(error).__name__})", "check the network"
         if "does not match the known hash" in str(error):  # pooch: it keeps nothing
-            raise CompanionError(
-                f"the download of '{name}' does not have its registered sha256: try again later, or set COMPANION_DATA."
-            ) from error
-        proxy = store.blamed_proxy(error)
-        remedy = (
-            f"the likely cause is the proxy in {proxy}, so correct or unset it"
-            if proxy
-            else "check the network"
-        )
+            wrong, remedy = f"the download of '{name}' does not have its registered sha256", "try again later"
+        elif proxy := store.blamed_proxy(error):
+            remedy = f"the likely cause is the proxy in {proxy}, so correct or unset it"
         raise CompanionError(
-            f"'{name}' could not be downloaded ({type(error).__name__}): {remedy}, or set COMPANION_DATA to a folder that holds it."
+            f"{wrong}: {remedy}, or set COMPANION_DATA to a folder that holds it."
         ) from error
-    return Path(found)
 
 
 def text_hash(text: str) -> int:
@@ -103,10 +92,12 @@ def text_hash(text: str) -> int:
 
 def split_of(text: str, source: str) -> str:
     """Return ``eval``, ``dev`` or ``train`` for a row of a hash-split source."""
-    h = text_hash(text)
-    if h % EVALUATION_MODULUS[source] == 0:
-        return "eval"
-    return "dev" if h % 10 == 1 else "train"
+    return "eval" if text_hash(text) % EVALUATION_MODULUS[source] == 0 else dev_or_train(text)
+
+
+def dev_or_train(text: str) -> str:
+    """The part of a row that is no evaluation row: one in ten is ``dev``."""
+    return "dev" if text_hash(text) % 10 == 1 else "train"
 
 
 def jigsaw() -> pd.DataFrame:
@@ -127,9 +118,9 @@ def sbf() -> pd.DataFrame:
         offensive=("offensiveYN", "mean"), origin=("dataSource", _origin)
     )
     rows["label"] = (rows.offensive >= 0.5).astype(int)
-    labelled = _labelled(rows.rename(columns={"post": "text"}), "sbf")
-    labelled.loc[labelled.origin == SBF_EVALUATION_SOURCE, "split"] = "eval"
-    return labelled
+    rows = _labelled(rows.rename(columns={"post": "text"}), "sbf")
+    rows.loc[rows.origin == SBF_EVALUATION_SOURCE, "split"] = "eval"
+    return rows
 
 
 def _origin(sources: pd.Series) -> str:
@@ -148,42 +139,36 @@ def paradetox() -> pd.DataFrame:
 
     A few lines have irregular tabs: a line counts if its first two fields are not empty.
     """
-    rows, pairs = [], []
+    rows: list[tuple[str, int, str, str]] = []
     with fetch("paradetox/paradetox.tsv").open(encoding="utf-8", newline="") as file:
         for line in list(csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE))[1:]:
-            if len(line) >= 2 and line[0].strip() and line[1].strip():
-                pairs.append((line[0].strip(), line[1].strip()))
-    for toxic, neutral in pairs:
-        split = split_of(toxic, "paradetox")
-        rows += [(toxic, 1, "paradetox", split), (neutral, 0, "paradetox", split)]
+            toxic, neutral = (field.strip() for field in [*line, "", ""][:2])
+            if toxic and neutral:
+                split = split_of(toxic, "paradetox")
+                rows += [(toxic, 1, "paradetox", split), (neutral, 0, "paradetox", split)]
     return pd.DataFrame(rows, columns=["text", "label", "source", "split"])
 
 
 def microaggressions(split: str) -> list[str]:
-    """Quotes of microaggressions: all of the validation file is evaluation; the training file is dev or train by hash."""
-    texts = (
-        pd.read_csv(fetch(f"marco/microaggressions_{'val' if split == 'eval' else 'train'}.csv"))
-        .actual_quote.dropna()
-        .str.strip()
-    )
-    texts = texts[texts != ""].drop_duplicates()
-    return [
-        text
-        for text in texts
-        if split == "eval" or ("dev" if text_hash(text) % 10 == 1 else "train") == split
-    ]
+    """Quotes of microaggressions: ``eval`` is the validation file; the training file is dev or train by hash."""
+    rows = pd.read_csv(fetch(f"marco/microaggressions_{'val' if split == 'eval' else 'train'}.csv"))
+    texts = rows.actual_quote.dropna().str.strip().drop_duplicates()
+    return [text for text in texts if text and (split == "eval" or dev_or_train(text) == split)]
 
 
 def rewriting_sets(split: str) -> dict[str, pd.DataFrame]:
-    """The offensive sentences of MaRCo's three evaluation sets (column ``text``); of Social Bias Frames, for ``eval``, its own 92 posts."""
+    """The offensive sentences of MaRCo's three evaluation sets (column ``text``).
+
+    Of Social Bias Frames, ``eval`` has MaRCo's own 92 posts.
+    """
     posts, hate = sbf(), dynahate()
     own = (posts.origin == SBF_EVALUATION_SOURCE) | (split != "eval")
-    found = {
+    sets = {
         "microaggressions": pd.Series(microaggressions(split)),
         "sbf": posts[(posts.split == split) & (posts.label == 1) & own].text,
         "dynahate": hate[(hate.split == split) & (hate.label == 1)].text,
     }
-    return {name: texts.to_frame("text").reset_index(drop=True) for name, texts in found.items()}
+    return {name: texts.to_frame("text").reset_index(drop=True) for name, texts in sets.items()}
 
 
 def challenge_prompts() -> list[str]:
@@ -194,10 +179,8 @@ def challenge_prompts() -> list[str]:
 
 def wikitext(split: str) -> list[str]:
     """Paragraphs of WikiText-2 (``eval``: raw test split; ``dev``: valid split, de-tokenised)."""
-    text = fetch({"eval": "wikitext2/wiki.test.raw", "dev": "wikitext2/wiki.valid.tokens"}[split]).read_text(
-        encoding="utf-8"
-    )
-    lines = [line.strip() for line in text.splitlines()]
+    path = fetch({"eval": "wikitext2/wiki.test.raw", "dev": "wikitext2/wiki.valid.tokens"}[split])
+    lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
     return [detokenise(line) for line in lines if line and not line.startswith("=")]
 
 
@@ -219,17 +202,14 @@ def labelled(sources: tuple[str, ...] = ("jigsaw", "sbf", "dynahate", "paradetox
     readers = {"jigsaw": jigsaw, "sbf": sbf, "dynahate": dynahate, "paradetox": paradetox}
     rows = pd.concat([readers[source]() for source in sources], ignore_index=True)
     rows = rows.drop_duplicates(subset=["text", "source"])
-    is_eval, is_dev = rows.split == "eval", rows.split == "dev"
-    repeats = near_duplicates.near_duplicates(rows.text[~is_eval], of=rows.text[is_eval])
-    rows = rows.drop(index=rows.index[~is_eval][repeats])
-    is_train, is_dev = rows.split == "train", rows.split == "dev"
-    repeats = near_duplicates.near_duplicates(rows.text[is_train], of=rows.text[is_dev])
-    return rows.drop(index=rows.index[is_train][repeats]).reset_index(drop=True)
+    for parts, earlier in ((("dev", "train"), "eval"), (("train",), "dev")):
+        here = rows.split.isin(parts)
+        repeats = near_duplicates.near_duplicates(rows.text[here], of=rows.text[rows.split == earlier])
+        rows = rows.drop(index=rows.index[here][repeats])
+    return rows.reset_index(drop=True)
 
 
 def _labelled(rows: pd.DataFrame, source: str) -> pd.DataFrame:
-    rows = rows[rows.text.astype(str).str.strip() != ""].copy()
-    rows["text"] = rows.text.astype(str).str.strip()
-    rows["source"] = source
-    rows["split"] = [split_of(text, source) for text in rows.text]
-    return rows
+    rows = rows.assign(text=rows.text.astype(str).str.strip(), source=source)
+    rows = rows[rows.text != ""]
+    return rows.assign(split=[split_of(text, source) for text in rows.text])

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -88,9 +89,12 @@ def load_folder(folder: Path, name: str) -> LanguageModel:
         raise CompanionError(f"'{folder}' holds no model: it needs config.json and *.safetensors.")
     try:
         with quiet():
-            model, info = AutoModelForCausalLM.from_pretrained(  # type: ignore[misc]  # with info it is a pair
-                folder, use_safetensors=True, dtype=torch.float32, output_loading_info=True
+            loaded: Any = (
+                AutoModelForCausalLM.from_pretrained(  # a pair, which the library's types do not know
+                    folder, use_safetensors=True, dtype=torch.float32, output_loading_info=True
+                )
             )
+            model, info = loaded
             tokenizer = AutoTokenizer.from_pretrained(folder)
         # transformers would go on with random weights, or with no words
         if info["missing_keys"] or not tokenizer.vocab_size:

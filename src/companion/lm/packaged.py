@@ -89,7 +89,7 @@ def convert(source: Packaged, folder: Path) -> None:
 
 @contextmanager
 def _read_once() -> Iterator[None]:
-    """Let transformers parse a GGUF file once, not for config, tokenizer and weights each (half a minute for Gemma).
+    """Parse a GGUF file once, not for tokenizer, config and weights each (half a minute for Gemma).
 
     Each word becomes several objects; the garbage collector would visit them again and again.
     """
@@ -126,8 +126,7 @@ def folder_of(package: str, install: str) -> Path:
     """
     spec = importlib.util.find_spec(package)
     if spec is None or spec.origin is None:
-        name = package.replace("_", "-")
-        raise CompanionError(f"the package {name} is missing: run `pip install --no-deps {install}`.")
+        raise CompanionError(f"a package is missing: run `pip install --no-deps {install}`.")
     return Path(spec.origin).parent
 
 

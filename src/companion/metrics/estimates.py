@@ -40,7 +40,7 @@ class Estimate:
 
 def percentiles(values: ArrayLike) -> tuple[float, float, float]:
     """The lower end of a 95 % percentile interval, the median, and the upper end; NaN is left out."""
-    low, middle, high = np.nanquantile(values, [INTERVAL[0], 0.5, INTERVAL[1]])
+    low, middle, high = np.nanquantile(np.asarray(values), [INTERVAL[0], 0.5, INTERVAL[1]])
     return float(low), float(middle), float(high)
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -143,7 +144,7 @@ def shuffled_batches(lengths: list[int], epoch: int) -> list[list[int]]:
 
 def evaluate(scorer: EmbeddedScorer, rows: pd.DataFrame) -> dict:
     """AUC of the scorer, its two parts and the lexical scorer on dev and evaluation rows of each source."""
-    scorers = {
+    scorers: dict[str, Callable[[Iterable[str]], np.ndarray]] = {
         "embedded": scorer,
         "semantic part": scorer.semantic,
         "lexical part": scorer.lexical,
