@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import os
+import sys
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is imported
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -15,6 +16,7 @@ import pytest
 import torch
 from hypothesis import settings
 
+from companion import cli
 from companion.lm import models
 from companion.lm.models import LanguageModel
 
@@ -86,8 +88,22 @@ def lively_llama(tiny_llama) -> LanguageModel:
 
 
 @pytest.fixture
+def companion(monkeypatch, capsys):
+    """Call the entry point as the shell does; returns exit code, stdout and stderr."""
+
+    def call(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["companion", *arguments])
+        with pytest.raises(SystemExit) as caught:
+            cli.main()
+        out, err = capsys.readouterr()
+        return caught.value.code or 0, out, err
+
+    return call
+
+
+@pytest.fixture
 def unchecked():
-    """Switch the runtime check of types off: for tests that hand over what no annotation allows, as users do."""
+    """Switch the runtime check of types off: for tests that hand over what no annotation allows."""
     jaxtyping.config.update("jaxtyping_disable", True)
     yield
     jaxtyping.config.update("jaxtyping_disable", False)

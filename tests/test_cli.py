@@ -1,4 +1,4 @@
-"""The command line: a user's mistake is one sentence on stderr and exit code 2, and costs no earlier result."""
+"""The command line: a user's mistake is one sentence on stderr and exit code 2, and costs no results."""
 
 from __future__ import annotations
 
@@ -24,10 +24,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from companion import __version__, cli, paths, profiles, store
-from companion.book import checks, record, runner
+from companion.book import contents, record, runner, runs
 from companion.book.build import require_pages
 from companion.errors import CompanionError
 from companion.lm import models, tiny
+from companion.terminal import console
 
 PARAMETERS = 'profile = "embedded"\nmodel = None  # a model\nprompts = None\nfail = None\n'
 BODY = """
@@ -71,7 +72,8 @@ def project(tmp_path, monkeypatch) -> Path:
         root / "chapters" / "02_second.ipynb",
     )
     (root / "_toc.yml").write_text(
-        "root: intro\nparts:\n- chapters:\n  - file: pages/page\n  - file: chapters/01_mini\n  - file: chapters/02_second\n",
+        "root: intro\nparts:\n- chapters:\n  - file: pages/page\n"
+        "  - file: chapters/01_mini\n  - file: chapters/02_second\n",
         encoding="utf-8",
     )
     for name in ("_config.yml", "intro.md", "references.bib", "pages/page.md"):
@@ -92,20 +94,6 @@ def earlier_results_unchanged(root: Path) -> bool:
         (root / "_build" / "runs" / name / "results.json").read_text(encoding="utf-8") == SENTINEL
         for name in profiles.names()
     )
-
-
-@pytest.fixture
-def companion(monkeypatch, capsys):
-    """Call the entry point as the shell does; returns exit code, stdout and stderr."""
-
-    def call(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["companion", *arguments])
-        with pytest.raises(SystemExit) as caught:
-            cli.main()
-        out, err = capsys.readouterr()
-        return caught.value.code or 0, out, err
-
-    return call
 
 
 def assert_one_sentence(code: int, err: str) -> None:
@@ -253,8 +241,8 @@ def test_run_check_and_failures(project, companion, monkeypatch):
     assert_one_sentence(code, err)
     assert "the disk is full" in err and (folder / "results.json").read_bytes() == stored
 
-    # B31: earlier results stay, but a check does not pass over the failure; a full disk is no fault of the chapter
-    assert runner.failed(folder) == {"mini": "ZeroDivisionError: a bug in chapter mini"}
+    # B31: earlier results stay, but a check does not pass over the failure; a full disk is no such failure
+    assert runs.failed(folder) == {"mini": "ZeroDivisionError: a bug in chapter mini"}
     code, out, _ = companion("check", "-p", "smoke")
     assert (
         code == 1
@@ -262,7 +250,7 @@ def test_run_check_and_failures(project, companion, monkeypatch):
     )
     assert re.search(r"Changed since they were run.*: mini\n", out)
     source.write_bytes(sound)
-    assert "unchanged" in companion("run", "mini", "-p", "smoke")[1] and runner.failed(folder) == {}
+    assert "unchanged" in companion("run", "mini", "-p", "smoke")[1] and runs.failed(folder) == {}
     stored = (folder / "results.json").read_bytes()
 
     baseline = project / "tests" / "baselines" / "smoke.json"
@@ -286,51 +274,51 @@ def test_run_check_and_failures(project, companion, monkeypatch):
 
 
 def test_changed_parameters_get_a_folder_of_their_own(project):
-    assert runner.run_folder("smoke", {}) == project / "_build" / "runs" / "smoke"
-    folders = [runner.run_folder("smoke", {"prompts": n}) for n in (1, 2, 1)]
+    assert runs.folder_of("smoke", {}) == project / "_build" / "runs" / "smoke"
+    folders = [runs.folder_of("smoke", {"prompts": n}) for n in (1, 2, 1)]
     assert folders[0] == folders[2] != folders[1] and all(
         f.parent == project / "_build" / "runs" and f.name.startswith("smoke-") for f in folders
     )
 
 
 def test_chapter_key_follows_source_parameters_and_data(project, monkeypatch, tmp_path):
-    [first, second] = runner.chapters()
+    [first, second] = contents.chapters()
     keys = [
-        runner.chapter_key(first, {"profile": "smoke"}),
-        runner.chapter_key(first, {"profile": "public"}),
-        runner.chapter_key(second, {"profile": "smoke"}),
+        runs.chapter_key(first, {"profile": "smoke"}),
+        runs.chapter_key(first, {"profile": "public"}),
+        runs.chapter_key(second, {"profile": "smoke"}),
     ]
-    assert runner.chapter_key(first, {"profile": "smoke"}) == keys[0]
+    assert runs.chapter_key(first, {"profile": "smoke"}) == keys[0]
     first.path.write_text(first.path.read_text(encoding="utf-8") + "\n", encoding="utf-8")
-    keys.append(runner.chapter_key(first, {"profile": "smoke"}))
+    keys.append(runs.chapter_key(first, {"profile": "smoke"}))
     shutil.copytree(paths.DATA / "prompts", tmp_path / "data" / "prompts")
     monkeypatch.setattr(paths, "DATA", tmp_path / "data")
-    keys.append(runner.chapter_key(first, {"profile": "smoke"}))
+    keys.append(runs.chapter_key(first, {"profile": "smoke"}))
     (tmp_path / "data" / "prompts" / "prompts.jsonl").write_text("", encoding="utf-8")
-    keys.append(runner.chapter_key(first, {"profile": "smoke"}))
+    keys.append(runs.chapter_key(first, {"profile": "smoke"}))
     (tmp_path / "data" / "prompts" / "README.md").write_text("a card changes no number", encoding="utf-8")
-    assert runner.chapter_key(first, {"profile": "smoke"}) == keys[-1]
+    assert runs.chapter_key(first, {"profile": "smoke"}) == keys[-1]
     assert len(set(keys)) == 6
 
 
 def test_chapters_come_in_the_order_of_the_book(project):
     assert (
-        [c.name for c in runner.chapters()]
+        [c.name for c in contents.chapters()]
         == ["mini", "second"]
-        == [c.name for c in runner.chapters(["02_second", "1"])]
+        == [c.name for c in contents.chapters(["02_second", "1"])]
     )
     for alias in ("second", "2", "02_second", "02_second.ipynb"):
-        assert [c.number for c in runner.chapters([alias])] == [2]
+        assert [c.number for c in contents.chapters([alias])] == [2]
 
 
 def test_a_damaged_executed_chapter_is_not_fresh(tmp_path):
     path = tmp_path / "x.ipynb"
-    assert not runner.is_fresh(path, "k")
+    assert not runs.is_fresh(path, "k")
     for content in ("", "{", '{"cells": []}', "[]"):
         path.write_text(content, encoding="utf-8")
-        assert not runner.is_fresh(path, "k")
+        assert not runs.is_fresh(path, "k")
     nbformat.write(nbformat.v4.new_notebook(metadata={"companion": {"key": "k"}}), path)
-    assert runner.is_fresh(path, "k") and not runner.is_fresh(path, "other")
+    assert runs.is_fresh(path, "k") and not runs.is_fresh(path, "other")
 
 
 def test_interrupt_is_one_sentence(project, companion, monkeypatch):
@@ -351,11 +339,13 @@ def test_interrupt_is_one_sentence(project, companion, monkeypatch):
 def test_ctrl_c_in_a_chapter_stops_its_kernel_and_the_next_run_goes_on(project, tmp_path):
     """A real SIGINT to a real run: a sentence, exit code 130, no kernel left behind, first chapter kept."""
     marker = tmp_path / "kernel"
-    waiting = f"import os, pathlib, time\nmark = pathlib.Path({str(marker)!r})\nif not mark.exists():\n    mark.write_text(str(os.getpid()))\n    time.sleep(300)\n"
+    waiting = f"import os, pathlib, time\nmark = pathlib.Path({str(marker)!r})\n"
+    waiting += "if not mark.exists():\n    mark.write_text(str(os.getpid()))\n    time.sleep(300)\n"
     nbformat.write(notebook("profile = 'embedded'", "1 + 1"), project / "chapters" / "01_mini.ipynb")
     nbformat.write(notebook("profile = 'embedded'", waiting), project / "chapters" / "02_second.ipynb")
     # A background job of a shell inherits SIGINT ignored; a user's terminal does not.
-    code = "import pathlib, signal\nfrom companion import cli, paths\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    code = "import pathlib, signal\nfrom companion import cli, paths\n"
+    code += "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
     code += f"paths.project = lambda: pathlib.Path({str(project)!r})\ncli.main()"
     command = [sys.executable, "-c", code, "run", "-p", "smoke"]
     temporary = tmp_path / "temporary"
@@ -381,7 +371,7 @@ def test_ctrl_c_in_a_chapter_stops_its_kernel_and_the_next_run_goes_on(project, 
     assert not psutil.pid_exists(kernel)
     folder = project / "_build" / "runs" / "smoke"
     assert not list(temporary.glob("*.json")) and not list(folder.glob("kernel-*"))  # B20
-    assert runner.failed(folder) == {}
+    assert runs.failed(folder) == {}
     assert earlier_results_unchanged(project)
     second = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert second.returncode == 0 and "chapter 1 mini: unchanged since its last run" in second.stdout
@@ -410,7 +400,7 @@ def temporary(tmp_path, monkeypatch) -> Path:
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no such signal there")
 def test_a_killed_kernel_is_a_sentence_about_memory(project, chapter, companion, temporary):
-    """B15: what the killer of a system without memory does; B20: nothing of it is left; B31: it is remembered."""
+    """B15: what a system without memory does; B20: nothing of it is left; B31: it is remembered."""
     folder = project / "_build" / "runs" / "smoke"
     (folder / "kernel-of-a-killed-run").mkdir()
     chapter(1, "1 + 1")
@@ -418,7 +408,8 @@ def test_a_killed_kernel_is_a_sentence_about_memory(project, chapter, companion,
     code, out, err = companion("run", "-p", "smoke")
     assert_one_sentence(code, err)
     assert re.search(
-        r"kernel of chapter 'second' was killed, most often because memory ran out: \d+\.\d GB .* run the same command again",
+        r"kernel of chapter 'second' was killed, most often because memory ran out: \d+\.\d GB .* "
+        "run the same command again",
         err,
     )
     assert (
@@ -427,10 +418,10 @@ def test_a_killed_kernel_is_a_sentence_about_memory(project, chapter, companion,
         and earlier_results_unchanged(project)
     )
     assert not list(folder.glob("kernel-*")) and not list(temporary.iterdir())
-    assert set(runner.failed(folder)) == {"second"}
+    assert set(runs.failed(folder)) == {"second"}
     chapter(2, "1 + 1")
     code, out, err = companion("run", "-p", "smoke")
-    assert code == 0 and "mini: unchanged" in out and runner.failed(folder) == {} and source.is_file()
+    assert code == 0 and "mini: unchanged" in out and runs.failed(folder) == {} and source.is_file()
 
 
 @pytest.mark.parametrize(
@@ -451,13 +442,13 @@ def test_a_users_mistake_in_a_chapter_is_no_failure_of_it(project, chapter, comp
     )
     code, _, err = companion("run", "mini", "-p", "smoke")
     assert_one_sentence(code, err)
-    assert runner.failed(project / "_build" / "runs" / "smoke") == {}
+    assert runs.failed(project / "_build" / "runs" / "smoke") == {}
 
 
 def test_kernels_are_this_interpreter_whatever_python3_is_said_to_be(
     project, chapter, companion, tmp_path, monkeypatch, temporary
 ):
-    """B30: another Python's kernelspec of that name; B20: the connection file lay in the run's folder, and is gone afterwards."""
+    """B30: another Python's kernelspec of that name; B20: the connection file is in the run's folder."""
     spec = tmp_path / "jupyter" / "kernels" / "python3"
     spec.mkdir(parents=True)
     spec.joinpath("kernel.json").write_text(
@@ -471,8 +462,10 @@ def test_kernels_are_this_interpreter_whatever_python3_is_said_to_be(
         encoding="utf-8",
     )
     monkeypatch.setenv("JUPYTER_PATH", str(tmp_path / "jupyter"))
-    who = f"pathlib.Path({str(tmp_path / 'who')!r}).write_text(sys.executable + '\\n' + ipykernel.get_connection_file())"
-    chapter(1, f"import ipykernel, pathlib, sys\n_ = {who}")
+    who = "sys.executable + '\\n' + ipykernel.get_connection_file()"
+    chapter(
+        1, f"import ipykernel, pathlib, sys\n_ = pathlib.Path({str(tmp_path / 'who')!r}).write_text({who})"
+    )
     code, _, err = companion("run", "mini", "-p", "smoke")
     assert code == 0, err
     executable, connection = (tmp_path / "who").read_text(encoding="utf-8").split("\n")
@@ -495,7 +488,8 @@ def test_relative_paths_mean_the_users_folder_to_kernels(project, chapter, compa
     chapter(
         1,
         "import json, os, pathlib\nfrom companion import paths\nfrom companion.lm import models\n"
-        f"_ = pathlib.Path({str(seen)!r}).write_text(json.dumps([models.load(model).name, str(paths.cache()), os.environ['COMPANION_DATA']]))",
+        "places = [models.load(model).name, str(paths.cache()), os.environ['COMPANION_DATA']]\n"
+        f"_ = pathlib.Path({str(seen)!r}).write_text(json.dumps(places))",
     )
     code, _, err = companion("run", "mini", "-p", "smoke", "--set", "model=m")
     assert code == 0, err
@@ -504,8 +498,8 @@ def test_relative_paths_mean_the_users_folder_to_kernels(project, chapter, compa
         str(user / "c"),
         str(user / "data"),
     ]
-    folder = runner.run_folder("smoke", {"model": str(user / "m")})
-    assert checks.load_results(folder)["parameters"] == {"model": str(user / "m")}
+    folder = runs.folder_of("smoke", {"model": str(user / "m")})
+    assert runs.load_results(folder)["parameters"] == {"model": str(user / "m")}
     monkeypatch.chdir(project)
     assert "no baseline" in companion("check", "-p", "smoke", "--set", "model=../user/m")[1]
 
@@ -545,8 +539,8 @@ def test_settings_that_name_places_are_absolute(tmp_path, monkeypatch):
             )
         ),
     ):
-        assert runner.located({key: value}) == {key: expected}
-        assert runner.located({key: expected}) == {key: expected}
+        assert runs.located({key: value}) == {key: expected}
+        assert runs.located({key: expected}) == {key: expected}
 
 
 def squeezed(text: str) -> str:
@@ -571,10 +565,9 @@ def test_names_of_folders_are_shown_as_they_are(project, chapter, companion, tmp
     assert squeezed(str(folder)) in squeezed(companion("doctor")[1])
     assert squeezed(str(folder)) in squeezed(companion("clean", "--corrupt")[1])
     assert squeezed(str(odd / "cache")) in squeezed(companion("clean", "--cache")[1])
-    for console in (cli.console, runner.console):
-        with console.capture() as shown:
-            console.print("[old] [/x] :cat:")
-        assert shown.get() == "[old] [/x] :cat:\n"
+    with console.capture() as shown:
+        console.print("[old] [/x] :cat:")
+    assert shown.get() == "[old] [/x] :cat:\n"
 
 
 @pytest.mark.parametrize("place", ["file", "file/cache"])
@@ -716,9 +709,9 @@ def test_settings_are_read_as_literals(key, value):
 
 @given(st.text())
 def test_any_value_gives_something_that_results_json_can_hold(value):
-    found = cli.parse_settings([f"key={value}"])
-    assert list(found) == ["key"]
-    store.key_of(found)
+    settings = cli.parse_settings([f"key={value}"])
+    assert list(settings) == ["key"]
+    store.key_of(settings)
 
 
 def test_settings_by_hand():
@@ -744,10 +737,10 @@ def test_every_command_that_a_message_names_exists():
     }
     assert len(named) >= 4
     for name, sub, options in named:
-        found = command.commands[name]
+        asked = command.commands[name]
         if name == "make":
-            found = found.commands[sub.strip()]
-        known = {option for parameter in found.params for option in parameter.opts}
+            asked = asked.commands[sub.strip()]
+        known = {option for parameter in asked.params for option in parameter.opts}
         assert set(options.split()) <= known, (name, options)
 
 
@@ -769,7 +762,7 @@ def test_site_requires_every_page_and_a_figure_in_every_chapter(project, tmp_pat
 
 def test_results_of_the_real_layout_are_read_back(project):
     """write_results and load_results fit together, undefined values included."""
-    folder = runner.run_folder("smoke", {})
+    folder = runs.folder_of("smoke", {})
     executed = notebook(PARAMETERS)
     glued = {"record:x": {"value": None, "seed": 0}, "text": "word", "record:peak_memory": {"value": 100}}
     executed.cells[0].outputs = [
@@ -783,9 +776,9 @@ def test_results_of_the_real_layout_are_read_back(project):
     executed.metadata["companion"] = {"key": "k", "seconds": 1.5}
     nbformat.write(executed, folder / "01_mini.ipynb")
     assert set(record.collect(folder / "01_mini.ipynb")) == {"x", "peak_memory"}
-    runner.write_results(folder, "smoke", {"prompts": 3})
-    found = checks.load_results(folder)
-    assert found["results"] == {"x": {"value": None, "seed": 0, "chapter": "mini"}} and found[
+    runs.write_results(folder, "smoke", {"prompts": 3})
+    loaded = runs.load_results(folder)
+    assert loaded["results"] == {"x": {"value": None, "seed": 0, "chapter": "mini"}} and loaded[
         "parameters"
     ] == {"prompts": 3}
-    assert found["chapters"] == {"mini": {"seconds": 1.5, "peak_memory_mb": 100}}
+    assert loaded["chapters"] == {"mini": {"seconds": 1.5, "peak_memory_mb": 100}}

@@ -1,4 +1,4 @@
-"""The installation: install.py, the lock, what needs which package, and the repository's address. Without a network."""
+"""The installation: install.py, the lock, what needs which package, the repository's address. No network."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from companion import paths
-from companion.book import readme, runner
+from companion.book import contents, readme
 from companion.errors import CompanionError
 
 PROJECT = paths.project()
@@ -90,17 +90,19 @@ def test_every_entry_is_pinned_and_hashed(installer, name):
 @pytest.mark.parametrize("platform", PLATFORMS)
 @pytest.mark.parametrize("python", ["3.11", "3.12", "3.13", "3.14"])
 def test_the_lock_holds_what_is_asked_for(installer, platform, python):
-    found = installed_on(locked(installer), platform, python)
+    locked_versions = installed_on(locked(installer), platform, python)
     project, groups = PYPROJECT["project"], PYPROJECT["dependency-groups"]
     asked = [
         *project["dependencies"],
         *(r for extra in project["optional-dependencies"].values() for r in extra),
     ]
     for requirement in map(Requirement, [*asked, *groups["weights"], *groups["build"]]):
-        assert requirement.specifier.contains(found[canonicalize_name(requirement.name)]), requirement
-    assert ("appnope" in found) == (platform == "macOS")  # B21: ipykernel imports it there
-    assert ("pywinpty" in found) == (platform == "Windows")
-    cuda = [name for name in found if installer.GPU_ONLY.match(f"{name}==") and name != "torch"]
+        assert requirement.specifier.contains(locked_versions[canonicalize_name(requirement.name)]), (
+            requirement
+        )
+    assert ("appnope" in locked_versions) == (platform == "macOS")  # B21: ipykernel imports it there
+    assert ("pywinpty" in locked_versions) == (platform == "Windows")
+    cuda = [name for name in locked_versions if installer.GPU_ONLY.match(f"{name}==") and name != "torch"]
     assert bool(cuda) == (platform == "Linux")  # B1: torch's build for Linux with what it needs
 
 
@@ -221,23 +223,20 @@ def test_the_link_to_the_checkout_can_be_read_in_any_locale(installer, tmp_path,
 
 # --- what needs which package --------------------------------------------------------------------
 
-IMPORTED_AS = {"jupyter-book": "jupyter_book", "myst-nb": "myst_nb", "sphinx-design": "sphinx_design", "sphinx-exercise": "sphinx_exercise",
-               "pytest-benchmark": "pytest_benchmark", "pytest-timeout": "pytest_timeout"}  # fmt: skip
-
 
 def chapter_imports() -> str:
     """The import statements of all chapters' cells."""
-    found = set()
-    for chapter in runner.chapters():
+    statements = set()
+    for chapter in contents.chapters():
         for cell in json.loads(chapter.path.read_text(encoding="utf-8"))["cells"][2:]:
             text = "".join(cell["source"])
             if cell["cell_type"] == "code" and not text.startswith("%%") and "%pip" not in text:
-                found |= {
+                statements |= {
                     ast.unparse(node)
                     for node in ast.walk(ast.parse(text))
                     if isinstance(node, ast.Import | ast.ImportFrom)
                 }
-    return "\n".join(sorted(found))
+    return "\n".join(sorted(statements))
 
 
 def test_chapters_and_the_rewriter_need_no_tool_of_the_books_makers():
@@ -245,10 +244,11 @@ def test_chapters_and_the_rewriter_need_no_tool_of_the_books_makers():
     extras = [
         Requirement(r).name for extra in PYPROJECT["project"]["optional-dependencies"].values() for r in extra
     ]
-    absent = [IMPORTED_AS.get(name, name) for name in extras if name != "ipykernel"]
-    absent = [name for name in absent if name != "pyyaml"] + ["nbclient", "jupyter_client"]
+    absent = [name.replace("-", "_") for name in extras if name not in ("ipykernel", "pyyaml")]
+    absent += ["nbclient", "jupyter_client"]
     modules = "import companion.cli, companion.marco.command"
-    code = f"import sys\nfor name in {absent}: sys.modules[name] = None\n{modules}\n{chapter_imports()}\nprint('fine')"
+    code = f"import sys\nfor name in {absent}: sys.modules[name] = None\n{modules}\n"
+    code += f"{chapter_imports()}\nprint('fine')"
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", code], capture_output=True, encoding="utf-8", check=False
     )

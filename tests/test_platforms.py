@@ -13,8 +13,8 @@ import pandas as pd
 import platformdirs
 import pytest
 
-from companion import cli, paths, store
-from companion.book import runner
+from companion import book, paths, store
+from companion.book import contents, runs
 from companion.data import public
 from companion.errors import CompanionError
 from companion.lm import models
@@ -32,34 +32,21 @@ def python(code: str, *options: str, **environment: str) -> subprocess.Completed
     )
 
 
-@pytest.fixture
-def companion(monkeypatch, capsys):
-    """Call the entry point as the shell does; returns exit code, stdout and stderr."""
-
-    def call(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["companion", *arguments])
-        with pytest.raises(SystemExit) as caught:
-            cli.main()
-        out, err = capsys.readouterr()
-        return caught.value.code or 0, out, err
-
-    return call
-
-
 # --- systems -------------------------------------------------------------------------------------
 
 
 def test_what_only_some_systems_have_is_not_needed(tmp_path):
-    """B3: macOS and Windows cannot say which cores a process may use, and Windows has no module ``resource``."""
+    """B3: macOS and Windows cannot say which cores a process may use; Windows has no module ``resource``."""
     code = (
         "import os, pathlib, sys\n"
         "import papermill, transformers.modeling_utils\n"  # libraries that ask for what this system has
         "if hasattr(os, 'sched_getaffinity'):\n    del os.sched_getaffinity\n"
         "sys.modules['resource'] = None\n"
-        "from companion import cli\nfrom companion.book import record, runner\nfrom companion.lm import models\n"
+        "from companion import cli\nfrom companion.book import record, runs\n"
+        "from companion.lm import models\n"
         "assert models.cores() == os.cpu_count()\n"
         f"folder = pathlib.Path({str(tmp_path)!r})\n"
-        "print(runner.write_results(folder, 'smoke', {}))\n"
+        "print(runs.write_results(folder, 'smoke', {}))\n"
         "sys.argv = ['companion', 'doctor']\ncli.main()"
     )
     done = python(code, COMPANION_CACHE=str(tmp_path / "cache"))
@@ -113,11 +100,11 @@ def test_nothing_is_renamed_from_one_disk_to_another(tmp_path, monkeypatch):
 # --- where things live ---------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("found", ["~/.cache/companion", "relative"])
-def test_a_user_without_a_home_has_a_cache_all_the_same(monkeypatch, found):
+@pytest.mark.parametrize("said", ["~/.cache/companion", "relative"])
+def test_a_user_without_a_home_has_a_cache_all_the_same(monkeypatch, said):
     """HOME is not set and the user is in no list of users, as in containers."""
     monkeypatch.delenv("COMPANION_CACHE", raising=False)
-    monkeypatch.setattr(platformdirs, "user_cache_dir", lambda *_: found)
+    monkeypatch.setattr(platformdirs, "user_cache_dir", lambda *_: said)
     monkeypatch.setattr(os.path, "expanduser", lambda path: path)
     assert paths.cache() == Path(tempfile.gettempdir()) / "companion" and paths.cache().is_absolute()
 
@@ -151,8 +138,8 @@ def test_the_book_is_that_of_the_package_or_around_the_user(installed, tmp_path,
     """B25"""
     for inside in (installed, installed / "chapters"):
         monkeypatch.chdir(inside)
-        assert paths.project() == installed and runner.chapters() == []
-        assert runner.run_folder("smoke", {}) == installed / "_build" / "runs" / "smoke"
+        assert paths.project() == installed and contents.chapters() == []
+        assert runs.folder_of("smoke", {}) == installed / "_build" / "runs" / "smoke"
     own = tmp_path / "own"
     (own / "chapters").mkdir(parents=True)
     (own / "_toc.yml").touch()
@@ -203,7 +190,7 @@ def test_runs_of_two_read_only_checkouts_are_two(tmp_path, monkeypatch):
 
 
 def test_the_core_needs_nothing_of_the_book(tmp_path):
-    """``pip install companion`` leaves out what runs, checks and renders chapters: those commands say so, the others work."""
+    """Without the extra ``book``, what runs, checks and renders chapters says so, and the rest works."""
     absent = [
         "papermill",
         "nbformat",
@@ -218,11 +205,12 @@ def test_the_core_needs_nothing_of_the_book(tmp_path):
 import sys
 sys.modules.update(dict.fromkeys({absent!r}))
 from companion import cli
-from companion.marco import command
-command.embedded = lambda cautious: None
+from companion.marco import Rewriter, command
+Rewriter.load = lambda cautious: None
 command.rewritten = lambda rewriter, lines, as_json: iter(lines)
-for arguments in (["--version"], ["rewrite", "text"], ["doctor"], ["fetch", "none.csv"], ["clean", "--corrupt"],
-                  ["run"], ["check"], ["build"], ["make", "baseline"]):
+for arguments in (["--version"], ["rewrite", "text"], ["doctor"], ["fetch", "none.csv"],
+                  ["clean", "--corrupt"], ["run"], ["check"], ["build"], ["new-chapter", "x"],
+                  ["make", "baseline"]):
     sys.argv = ["companion", *arguments]
     print("===", *arguments, flush=True)
     try:
@@ -234,7 +222,7 @@ for arguments in (["--version"], ["rewrite", "text"], ["doctor"], ["fetch", "non
     assert done.returncode == 0, done.stderr
     ends = dict(part.split("\n", 1) for part in done.stdout.split("=== ")[1:])
     codes = {command: int(output.split()[-1]) for command, output in ends.items()}
-    needing = {"run", "check", "build", "make baseline"}
+    needing = {"run", "check", "build", "new-chapter x", "make baseline"}
     assert {command for command, code in codes.items() if code} - {"doctor"} == needing | {"fetch none.csv"}
     assert (
         "text\n" in ends["rewrite text"]
@@ -248,14 +236,14 @@ for arguments in (["--version"], ["rewrite", "text"], ["doctor"], ["fetch", "non
     )
 
 
-@pytest.mark.parametrize("name", cli.BOOK)
+@pytest.mark.parametrize("name", book.TOOLS)
 def test_every_one_of_the_books_tools_is_asked_for(name, companion, monkeypatch):
     """B30: a kernel without ipykernel dies before it can say why."""
     monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(
         CompanionError, match=r"this needs the book's tools: run `pip install \"companion\[book\]\"`\."
     ):
-        cli._needs_the_book()
+        book.require_tools()
 
 
 # --- warnings --------------------------------------------------------------------------------------

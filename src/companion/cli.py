@@ -1,9 +1,8 @@
-"""The command line: run, check, build, fetch, clean, doctor, rewrite, train-experts, make."""
+"""The command line: run, check, build, new-chapter, fetch, clean, doctor, rewrite, train-experts, make."""
 
 from __future__ import annotations
 
 import ast
-import importlib.util
 import json
 import sys
 import warnings
@@ -11,12 +10,12 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from companion import __version__, paths
+from companion import __version__, book, make, paths
 from companion.errors import CompanionError
+from companion.terminal import ProfileOption, console
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -25,19 +24,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-make = typer.Typer(
-    no_args_is_help=True, help="Remake what data/ ships and the README shows (for maintainers)."
-)
+app.add_typer(make.app, name="make")
 
-
-app.add_typer(make, name="make")
-
-
-BOOK = ("ipykernel", "jupyter_book", "myst_nb", "nbformat", "papermill", "yaml")  # of the extra of that name
-
-# A folder may be called [old] or :cat:, and logs must not squeeze tables.
-console = Console(highlight=False, markup=False, emoji=False, width=None if sys.stdout.isatty() else 150)
-ProfileOption = Annotated[str, typer.Option("--profile", "-p", help="smoke, embedded, public or paper")]
 SetOption = Annotated[
     list[str] | None,
     typer.Option("--set", "-s", help="key=value: change a chapter's parameter; may be repeated"),
@@ -55,7 +43,7 @@ def run(
     force: Annotated[bool, typer.Option(help="run chapters that are unchanged, too")] = False,
 ) -> None:
     """Run chapters and write _build/runs/PROFILE/results.json. Ctrl-C is safe: run again to go on."""
-    _needs_the_book()
+    book.require_tools()
     from companion.book import runner
 
     folder = runner.run(chapters, profile, parse_settings(set_), force=force)
@@ -65,14 +53,14 @@ def run(
 @app.command()
 def check(profile: ProfileOption = "embedded", set_: SetOption = None) -> None:
     """Compare a run with its baseline and the papers; exit code 1 if a value differs or a chapter failed."""
-    _needs_the_book()
-    from companion.book import checks, runner
+    book.require_tools()
+    from companion.book import checks, runs
 
-    folder = runner.run_folder(profile, parse_settings(set_))
-    failed = runner.failed(folder)
+    folder = runs.folder_of(profile, parse_settings(set_))
+    failed = runs.failed(folder)
     for name, failure in failed.items():
         console.print(f"Chapter {name} failed when it was last run ({failure}): its results are older.")
-    results = checks.load_results(folder)
+    results = runs.load_results(folder)
     rows, missing = checks.compare(results)
     console.print(checks.table(rows))
     if not checks.baseline_path(profile).is_file():
@@ -80,7 +68,7 @@ def check(profile: ProfileOption = "embedded", set_: SetOption = None) -> None:
     wrong = [row.name for row in rows if row.ok is False] + missing
     if wrong:
         console.print(f"{len(wrong)} of {len(rows)} results differ or are missing: {', '.join(wrong)}")
-    if changed := runner.changed(folder, results):
+    if changed := runs.changed(folder, results):
         why = "their source, the package, its data or libraries"
         console.print(f"Changed since they were run ({why}): {', '.join(changed)}")
     if wrong or failed:
@@ -90,11 +78,25 @@ def check(profile: ProfileOption = "embedded", set_: SetOption = None) -> None:
 @app.command()
 def build(profile: ProfileOption = "embedded") -> None:
     """Render the book from the executed chapters of a run."""
-    _needs_the_book()
-    from companion.book import runner
+    book.require_tools()
+    from companion.book import runs
     from companion.book.build import build as render
 
-    console.print(f"book: {render(runner.run_folder(profile, {}))}")
+    console.print(f"book: {render(runs.folder_of(profile, {}))}")
+
+
+@app.command("new-chapter")
+def new_chapter(name: Annotated[str, typer.Argument(help="one word, for example length")]) -> None:
+    """Write a chapter to begin with, the last of the book; it runs as it is."""
+    book.require_tools()
+    from companion.book import contents
+
+    chapter = contents.add(name)
+    console.print(
+        f"wrote {chapter.path}, its line in _toc.yml and its row in intro.md\n"
+        f"next: edit chapter and row, and try it with `companion run {name} --profile smoke`; when it is\n"
+        "done, `companion run`, `companion build` and `companion make baseline` (CONTRIBUTING.md says more)"
+    )
 
 
 @app.command()
@@ -181,17 +183,11 @@ def rewrite(
     ] = False,
 ) -> None:
     """Rewrite toxic text with MaRCo: as many lines come out as go in, in order."""
-    from companion.marco import command
+    from companion.marco import Rewriter, command
 
     lines = command.read(text, file)
-    for line in command.rewritten(command.embedded(cautious=cautious), lines, as_json=as_json):
+    for line in command.rewritten(Rewriter.load(cautious=cautious), lines, as_json=as_json):
         print(line, flush=True)
-
-
-def _needs_the_book() -> None:
-    """Say what to install if something is missing that runs, checks or renders chapters."""
-    if any(importlib.util.find_spec(name) is None for name in BOOK):
-        raise CompanionError('this needs the book\'s tools: run `pip install "companion[book]"`.')
 
 
 @app.command("train-experts")
@@ -200,73 +196,13 @@ def train_experts(
         Path | None, typer.Option(help="folder for the adapters; data/adapters if not given")
     ] = None,
 ) -> None:
-    """Train MaRCo's three adapters on the public data (about an hour and a half on 2 cores). Ctrl-C is safe: run again to go on."""
+    """Train MaRCo's three adapters on the public data (about an hour and a half on 2 cores). Ctrl-C is safe:
+    run again to go on."""
     from companion.lm import models
+    from companion.marco.denoisers import adapters
     from companion.marco.experts import loading
 
-    loading.make(models.load(models.EMBEDDED), to or loading.FOLDER)
-
-
-@make.callback()
-def _make() -> None:
-    _needs_the_book()
-
-
-@make.command()
-def scorer() -> None:
-    """Train the embedded scorer on the public labelled data (about 40 minutes on 2 cores)."""
-    from companion.toxicity import training
-
-    console.print(training.train_scorer(paths.DATA / "scorer"))
-
-
-@make.command()
-def pairs() -> None:
-    """Make the shipped preference pairs by PPLM (about 40 minutes on 2 cores; resumable)."""
-    from companion.mechanism.pairs import ship_pairs
-
-    console.print(f"{ship_pairs()} pairs written to {paths.DATA / 'pairs'}")
-
-
-@make.command()
-def settings() -> None:
-    """Choose the threshold and strengths of the shipped adapters on public dev rows (about 10 minutes on 2 cores)."""
-    from companion import profiles
-    from companion.lm import models
-    from companion.marco.evaluation import scores, settings_search
-    from companion.marco.experts import loading
-
-    denoiser, judges = loading.load(models.load(models.EMBEDDED)), scores.Judges.of(profiles.load("embedded"))
-    console.print(settings_search.choose(denoiser, judges, loading.FOLDER / "settings.json"))
-
-
-@make.command()
-def readme() -> None:
-    """Write the README's figure and table and the page of public results from runs of the profiles embedded and public."""
-    from companion.book import runner
-    from companion.book.readme import update_readme
-
-    update_readme(runner.run_folder("embedded", {}), runner.run_folder("public", {}))
-
-
-@make.command()
-def baseline(profile: ProfileOption = "embedded") -> None:
-    """Take the values of a run as its profile's baseline; tolerances and reasons stay."""
-    from companion.book import checks, runner
-
-    checks.update_baseline(runner.run_folder(profile, {}))
-
-
-@make.command()
-def address(
-    url: Annotated[str, typer.Argument(help="for example https://github.com/NAME/companion")],
-) -> None:
-    """Put the repository's address wherever it stands: the config, the set-up cells, the buttons, the citation."""
-    _needs_the_book()
-    from companion.book.readme import set_address
-
-    for path in set_address(url):
-        console.print(f"changed {path}")
+    loading.make(models.load(models.EMBEDDED), to or adapters.FOLDER)
 
 
 def parse_settings(pairs: list[str] | None) -> dict[str, object]:

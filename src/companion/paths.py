@@ -37,7 +37,7 @@ def project() -> Path:
 
 
 def cache() -> Path:
-    """Return the cache folder, absolute, as chapters run elsewhere: ``$COMPANION_CACHE`` or the user's cache."""
+    """Return the cache folder: ``$COMPANION_CACHE`` or the user's; absolute, as chapters run elsewhere."""
     chosen = os.environ.get("COMPANION_CACHE")
     folder = Path(absolute(chosen) if chosen else platformdirs.user_cache_dir("companion"))
     # A user without a home folder has no cache of their own: platformdirs says "~/.cache" then, as it stands.
@@ -45,7 +45,7 @@ def cache() -> Path:
 
 
 def build() -> Path:
-    """Return the folder of runs and of the built book: in the checkout, or in the cache if that is read-only."""
+    """Return the folder of runs and the built book: in the checkout, or in the cache if it is read-only."""
     root = project()
     folder = root / "_build"
     if os.access(folder if folder.exists() else root, os.W_OK):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 from companion.errors import CompanionError
 from companion.paths import PACKAGE
@@ -11,92 +12,52 @@ from companion.paths import PACKAGE
 
 @dataclass(frozen=True)
 class Profile:
-    """Everything a run depends on besides the code.
-
-    Attributes
-    ----------
-    model
-        A name for :func:`companion.lm.models.load`.
-    data
-        ``embedded`` (what ``data/`` ships) or ``public`` (the registry).
-    scorer, scorers
-        The scorer that results are given in; those that chapter 1 compares.
-    prompts, max_prompt_tokens, new_tokens
-        Evaluation prompts (0: all), their longest length, and tokens per continuation.
-    sample_prompts, samples
-        Prompts and samples per prompt for expected maximum toxicity.
-    perplexity_windows, window_tokens, continuations
-        Windows (0: all) and their width for perplexity; sentences for F1.
-    probe_comments
-        Labelled comments for the probe, at most.
-    pairs, pair_margin
-        0 takes the pairs of ``data/pairs``; n makes pairs from n steered continuations by PPLM, of
-        which those are kept that differ in toxicity by the margin.
-    pplm_prompts, pplm_iterations
-        Prompts shown live in chapter 3; gradient steps per token.
-    dpo_steps, dpo_batch, dpo_learning_rate, dpo_warmup, dpo_precision
-        Training settings (:meth:`companion.mechanism.dpo.DPOConfig.of`).
-    sweep_prompts, sweep_sentences, sweep_windows, sweep_window_tokens
-        The smaller exam of chapters 4, 5 and 8, which examine dozens of interventions: prompts for
-        toxicity (0: all), sentences for F1, windows and their width for perplexity.
-    control_draws
-        Random draws of neurons per control.
-    control_seeds, control_steps, control_batch
-        Further DPO runs of chapter 7, their steps and pairs per step.
-    experts
-        MaRCo's: ``shipped`` (data/adapters), ``small`` (trained on the spot, for tests) or ``bart`` (published).
-    judge
-        The language model that fluency of rewrites is measured with; it takes no part in making them.
-    encoder
-        The encoder of BERTScore: the shipped one, or one of the Hub.
-    live_steps, infilled_comments
-        Training steps shown in chapter 9; comments that the experts restore there.
-    rewrites, ablated, meeting_prompts
-        Chapter 11: sentences per set for all methods, for ablations (0: all), and prompts on which DPO and MaRCo meet.
-    seed
-        All randomness descends from it.
-    """
+    """Everything a run depends on besides the code."""
 
     name: str
-    model: str
-    data: str
-    scorer: str
-    scorers: list[str]
-    prompts: int
-    max_prompt_tokens: int
-    new_tokens: int
-    sample_prompts: int
-    samples: int
-    perplexity_windows: int
-    window_tokens: int
-    continuations: int
-    probe_comments: int
-    pairs: int
-    pair_margin: float
-    pplm_prompts: int
-    pplm_iterations: int
-    dpo_steps: int
+    model: str  #: a name for :func:`companion.lm.models.load`
+    data: str  #: ``embedded`` (what ``data/`` ships) or ``public`` (the registry)
+    scorer: str  #: the scorer that results are given in
+    scorers: list[str]  #: those that chapter 1 compares
+    prompts: int  #: evaluation prompts (0: all)
+    max_prompt_tokens: int  #: their longest length
+    new_tokens: int  #: tokens per continuation
+    sample_prompts: int  #: prompts for expected maximum toxicity
+    samples: int  #: samples per prompt for it
+    perplexity_windows: int  #: windows for perplexity (0: all)
+    window_tokens: int  #: their width
+    continuations: int  #: sentences for F1
+    probe_comments: int  #: labelled comments for the probe, at most
+    pairs: int  #: 0: those of ``data/pairs``; n: made from n steered continuations by PPLM
+    pair_margin: float  #: of pairs that are made, those are kept that differ in toxicity by this
+    pplm_prompts: int  #: prompts shown live in chapter 3
+    pplm_iterations: int  #: gradient steps per token
+    dpo_steps: int  #: training: :meth:`companion.mechanism.dpo.DPOConfig.of`
     dpo_batch: int
     dpo_learning_rate: float
     dpo_warmup: int
     dpo_precision: str
-    sweep_prompts: int
-    sweep_sentences: int
-    sweep_windows: int
-    sweep_window_tokens: int
-    control_draws: int
-    control_seeds: int
-    control_steps: int
-    control_batch: int
-    experts: str
-    judge: str
-    encoder: str
-    live_steps: int
-    infilled_comments: int
-    rewrites: int
-    ablated: int
-    meeting_prompts: int
-    seed: int
+    sweep_prompts: (
+        int  #: the smaller exam of chapters 4, 5 and 8, of dozens of interventions: prompts (0: all)
+    )
+    sweep_sentences: int  #: its sentences for F1
+    sweep_windows: int  #: its windows for perplexity
+    sweep_window_tokens: int  #: their width
+    control_draws: int  #: random draws of neurons per control
+    control_seeds: int  #: further DPO runs of chapter 7
+    control_steps: int  #: their steps
+    control_batch: int  #: their pairs per step
+    experts: (
+        str  #: MaRCo's: ``shipped`` (data/adapters), ``small`` (trained on the spot) or ``bart`` (published)
+    )
+    judge: str  #: the language model that judges the fluency of rewrites; it takes no part in making them
+    encoder: str  #: the encoder of BERTScore: the shipped one, or one of the Hub
+    live_steps: int  #: training steps shown in chapter 9
+    infilled_comments: int  #: comments that the experts restore there
+    rewrites: int  #: chapter 11: sentences per set for all methods (0: all)
+    ablated: int  #: for ablations (0: all)
+    meeting_prompts: int  #: prompts on which DPO and MaRCo meet
+    seed: int  #: all randomness descends from it
 
 
 def names() -> list[str]:
@@ -109,7 +70,7 @@ def settings() -> set[str]:
     return {field.name for field in fields(Profile)} - {"name"}
 
 
-def load(name: str, **overrides: object) -> Profile:
+def load(name: str, **overrides: Any) -> Profile:
     """Load a profile; keyword arguments that are not None replace its fields.
 
     Raises
@@ -120,25 +81,24 @@ def load(name: str, **overrides: object) -> Profile:
     tables = _tables()
     if name not in tables:
         raise CompanionError(f"there is no profile '{name}': choose one of {', '.join(tables)}.")
-    values, base = dict(tables[name]), tables[name].get("base")
-    while base:
-        values = {**tables[base], **values, "base": tables[base].get("base")}
-        base = values["base"]
-    values.pop("base", None)
+    values = tables[name]
+    while "base" in values:
+        base = tables[values.pop("base")]
+        values = base | values
     profile = Profile(name=name, **values)
     changes = {key: value for key, value in overrides.items() if value is not None}
-    known = {field.name: type(getattr(profile, field.name)) for field in fields(Profile)}
     for key, value in changes.items():
         if key not in settings():
             raise CompanionError(f"'{key}' is not a setting: choose one of {', '.join(sorted(settings()))}.")
-        if type(value) is int and known[key] is float:
+        kind = type(getattr(profile, key))
+        if type(value) is int and kind is float:
             changes[key] = float(value)
-        elif type(value) is not known[key]:  # isinstance would take True for 1
-            raise CompanionError(f"the setting '{key}' is of type {known[key].__name__}, not {value!r}.")
-        if known[key] in (int, float) and not 0 <= value < float("inf"):
+        elif type(value) is not kind:  # isinstance would take True for 1
+            raise CompanionError(f"the setting '{key}' is of type {kind.__name__}, not {value!r}.")
+        if kind in (int, float) and not 0 <= value < float("inf"):
             raise CompanionError(f"the setting '{key}' must be a number of at least 0, not {value!r}.")
     return replace(profile, **changes)
 
 
-def _tables() -> dict[str, dict]:
+def _tables() -> dict[str, dict[str, Any]]:
     return tomllib.loads((PACKAGE / "profiles.toml").read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""The sliders hold the product that the rewriter uses, and nothing in them can break the page. (How it looks, a browser must show.)"""
+"""The sliders hold the product that the rewriter uses. (How it looks, a browser must show.)"""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import re
 import numpy as np
 import pytest
 import torch
-from test_explorer import HOSTILE, Page
+from test_element import HOSTILE, Page
 from test_marco import TEXTS, adapters, bart
 
 from companion.book import censor
@@ -155,54 +155,14 @@ def test_toxic_text_is_masked():
 
 
 @pytest.mark.parametrize("token", HOSTILE)
-def test_no_token_or_text_breaks_out_of_the_data(token):
-    plain, hostile = (
-        page(item(blank())),
-        dataclasses.replace(item(blank(original=token)), parts=[token, token]),
-    )
-    found = page(hostile, token=token)
-    [sentence] = found.data["sentences"]
-    assert (
-        sentence["parts"] == [token, token]
-        and sentence["blanks"][0]["original"] == token
-        and set(sentence["blanks"][0]["tokens"]) == {token}
-    )
-    assert [tag for tag, _ in found.tags] == [tag for tag, _ in plain.tags]
-    raw = text(hostile, token=token)
-    assert (
-        raw.count("<script") == raw.count("</script>") == 2 and "<!--" not in raw
-    )  # a browser's rules are stranger than HTMLParser's
-
-
-def test_tokens_and_title_never_become_markup():
-    found = page(item(blank()), title="<i>T</i> & </style>")
-    assert "<i>T</i> & </style>" in found.text and "i" not in {tag for tag, _ in found.tags}
-    template = blanks.TEMPLATE.read_text(encoding="utf-8")
-    assert (
-        "innerHTML" not in template
-        and "insertAdjacentHTML" not in template
-        and "document.write" not in template
-    )
-
-
-def test_self_contained_and_filled_in():
-    found = text(item(blank()))
-    assert not re.search(r"https?://|@import|\bsrc=|\bhref=|fetch\(|@[a-z]+@", found)
-    assert "<noscript>" in found and "@media print" in found
+def test_tokens_and_texts_arrive_as_they_are(token):
+    hostile = dataclasses.replace(item(blank(original=token)), parts=[token, token])
+    [sentence] = page(hostile, token=token).data["sentences"]
+    assert sentence["parts"] == [token, token]
+    assert sentence["blanks"][0]["original"] == token and set(sentence["blanks"][0]["tokens"]) == {token}
 
 
 def test_without_a_blank_the_element_says_so():
     found = page(Blanked(["nothing masked here"], [], "nothing masked here"))
     assert found.data["sentences"] == [] and "No sentence has a blank." in found.text
     json.dumps(page().data)
-
-
-def test_the_same_input_gives_the_same_text_and_others_another_id():
-    def found(*items: Blanked, title: str = "T"):
-        raw = text(*items, title=title)
-        return raw, re.search(r'id="(blanks-\w+)"', raw)[1]
-
-    assert found(item(blank())) == found(item(blank()))
-    assert (
-        len({found(item(blank()))[1], found(item(blank(seed=1)))[1], found(item(blank()), title="U")[1]}) == 3
-    )

@@ -8,9 +8,9 @@ import re
 import nbformat
 import pytest
 
-from companion.book import record, runner
+from companion.book import contents, record
 
-CHAPTERS = runner.chapters()
+CHAPTERS = contents.chapters()
 MOST_LINES, WIDEST = 40, 110
 
 

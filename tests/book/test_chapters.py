@@ -17,85 +17,11 @@ import pytest
 import yaml
 
 from companion import paths, profiles
-from companion.book import record, runner
+from companion.book import checks, contents, record
+from companion.book.runs import folder_of
 
 pytestmark = pytest.mark.timeout(1800)  # three runs of all chapters, on a slow machine
-CHAPTERS = runner.chapters()
-# Results that must be there whatever else a chapter adds.
-EXPECTED = {
-    "setting": {
-        "setting_toxicity",
-        "setting_floor",
-        "setting_expected_maximum",
-        "setting_probability",
-        "setting_perplexity",
-        "setting_f1",
-        "setting_repetition",
-    },
-    "probe": {
-        "probe_accuracy",
-        "probe_accuracy_shuffled",
-        "probe_auc",
-        "probe_auc_length",
-        "probe_cosine_top",
-        "probe_cosine_null",
-    },
-    "dpo": {
-        "dpo_toxicity_base",
-        "dpo_toxicity_dpo",
-        "dpo_relative_drop",
-        "dpo_relative_drop_control",
-        "dpo_perplexity_rise",
-        "dpo_first_loss",
-        "dpo_final_accuracy",
-    },
-    "ablation": {
-        "ablation_drop_200",
-        "ablation_drop_random_200",
-        "ablation_drop_subtract_w",
-        "ablation_toxicity_keys_10",
-        "ablation_toxic_minus_random",
-    },
-    "patching": {
-        "patching_drop_dampened",
-        "patching_drop_clamp_all",
-        "patching_all_minus_clamp",
-        "patching_perplexity_single_all",
-        "patching_toxicity_reverse_all",
-    },
-    "decomposition": {
-        "decomposition_gross",
-        "decomposition_net",
-        "decomposition_tp_minus_gross",
-        "decomposition_top128_net",
-        "decomposition_correlation_cosine",
-    },
-    "controls": {
-        "controls_net_own",
-        "controls_net_common",
-        "controls_net_null_prompts",
-        "controls_corrected_gross_common",
-        "controls_net_text_share",
-    },
-    "editing": {"editing_drop_published", "editing_drop_clamp", "editing_drop_random", "editing_minus_clamp"},
-    "experts": {
-        "experts_copied",
-        "experts_spans",
-        "experts_swing",
-        "experts_swing_shuffled",
-        "experts_first_word",
-        "experts_random_word",
-    },
-    "evaluation": {
-        "evaluation_drop_marco",
-        "evaluation_similarity_marco",
-        "evaluation_perplexity_ratio_marco",
-        "evaluation_joint_minus_delete",
-        "evaluation_joint_minus_random",
-        "evaluation_harmless_unchanged",
-        "evaluation_meeting_marco_minus_dpo",
-    },
-}
+CHAPTERS = contents.chapters()
 SETS = ("_microaggressions", "_sbf", "_dynahate")  # sentences that the public profile alone has
 RUNS = {
     "llama": {"model": "tiny-llama"},
@@ -104,7 +30,7 @@ RUNS = {
 }
 
 
-def source(chapter: runner.Chapter) -> nbformat.NotebookNode:
+def source(chapter: contents.Chapter) -> nbformat.NotebookNode:
     return nbformat.read(chapter.path, as_version=4)
 
 
@@ -128,7 +54,7 @@ def python(cell: nbformat.NotebookNode) -> ast.Module:
 
 
 @pytest.fixture(params=CHAPTERS, ids=[c.name for c in CHAPTERS])
-def chapter(request) -> runner.Chapter:
+def chapter(request) -> contents.Chapter:
     return request.param
 
 
@@ -213,7 +139,7 @@ def test_content_warning_and_no_typed_paths(chapter):
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory) -> dict[str, Path]:
-    """All chapters in profile smoke, three times at once, each with a cache of its own: nothing is taken from another run."""
+    """All chapters in profile smoke, three times at once, each with a cache of its own."""
     processes = {}
     for name, overrides in RUNS.items():
         folder = tmp_path_factory.mktemp("run")
@@ -233,7 +159,7 @@ def runs(tmp_path_factory) -> dict[str, Path]:
         )
     for name, (process, log) in processes.items():
         assert process.wait(timeout=1500) == 0, f"{name}: {log.read_text(encoding='utf-8')[-3000:]}"
-    return {name: runner.run_folder("smoke", overrides) for name, overrides in RUNS.items()}
+    return {name: folder_of("smoke", overrides) for name, overrides in RUNS.items()}
 
 
 @pytest.fixture(scope="module")
@@ -245,19 +171,13 @@ def results(runs) -> dict[str, dict]:
 
 
 def test_every_chapter_gives_its_results(results):
-    for found in results.values():
-        assert set(found["chapters"]) == {c.name for c in CHAPTERS}
-        by_chapter = {
-            c.name: {n for n, r in found["results"].items() if r["chapter"] == c.name} for c in CHAPTERS
-        }
-        for name, keys in by_chapter.items():
-            assert keys >= EXPECTED.get(name, set()), name
-            assert keys, f"{name} gives no result"
-        for path in (paths.project() / "tests" / "baselines").glob("*.json"):
-            everywhere = {
-                key for key in json.loads(path.read_text(encoding="utf-8")) if not key.endswith(SETS)
-            }
-            assert everywhere <= set(found["results"]), path.name
+    for run in results.values():
+        given = {(name, result["chapter"]) for name, result in run["results"].items()}
+        assert {chapter for _, chapter in given} == set(run["chapters"]) == {c.name for c in CHAPTERS}
+        for profile in profiles.names():
+            baseline = checks.load_baseline(profile)
+            everywhere = {(name, e["chapter"]) for name, e in baseline.items() if not name.endswith(SETS)}
+            assert everywhere <= given, profile
     assert set(results["llama"]["results"]) == set(results["gpt2"]["results"])
 
 
@@ -278,9 +198,9 @@ def test_values_are_finite_and_within_their_intervals(results, name):
 
 @pytest.mark.parametrize("name", RUNS)
 def test_dpo_starts_at_ln_2_and_moves_the_weights(results, name):
-    found = results[name]["results"]
-    assert found["dpo_first_loss"]["value"] == pytest.approx(math.log(2), abs=1e-3)
-    assert 0 < found["dpo_weight_change"]["value"] < 0.1
+    given = results[name]["results"]
+    assert given["dpo_first_loss"]["value"] == pytest.approx(math.log(2), abs=1e-3)
+    assert 0 < given["dpo_weight_change"]["value"] < 0.1
 
 
 def test_running_twice_gives_identical_results(results):
@@ -358,30 +278,30 @@ def test_no_warnings_or_errors_reach_the_page(runs, chapter):
 
 @pytest.mark.parametrize("name", RUNS)
 def test_the_accounting_adds_up(results, name):
-    found = {key: r["value"] for key, r in results[name]["results"].items()}
+    value = {key: r["value"] for key, r in results[name]["results"].items()}
     groups = ("TP", "TN", "AP", "AN")
     for g in groups:
-        assert found[f"decomposition_gross_{g}"] - found[f"decomposition_raise_{g}"] == pytest.approx(
-            found[f"decomposition_net_{g}"], rel=1e-6, abs=1e-12
+        assert value[f"decomposition_gross_{g}"] - value[f"decomposition_raise_{g}"] == pytest.approx(
+            value[f"decomposition_net_{g}"], rel=1e-6, abs=1e-12
         )
-    assert sum(found[f"decomposition_net_{g}"] for g in groups) == pytest.approx(
-        found["decomposition_net"], rel=1e-6, abs=1e-12
+    assert sum(value[f"decomposition_net_{g}"] for g in groups) == pytest.approx(
+        value["decomposition_net"], rel=1e-6, abs=1e-12
     )
     for prefix in ("decomposition_gross_share", "controls_own", "controls_common", "controls_null_text"):
-        assert sum(found[f"{prefix}_{g}"] for g in groups) == pytest.approx(1)
-    assert found["controls_gross_own"] == found["decomposition_gross"]
+        assert sum(value[f"{prefix}_{g}"] for g in groups) == pytest.approx(1)
+    assert value["controls_gross_own"] == value["decomposition_gross"]
     assert (
-        abs(found["controls_net_null_prompts"]) < 1e-9 * found["controls_gross_null_prompts"]
+        abs(value["controls_net_null_prompts"]) < 1e-9 * value["controls_gross_null_prompts"]
     )  # swapping the halves swaps the sign
 
 
 @pytest.mark.parametrize("name", RUNS)
 def test_chapters_examine_the_same_models(results, name):
-    found = {key: r["value"] for key, r in results[name]["results"].items()}
+    value = {key: r["value"] for key, r in results[name]["results"].items()}
     for metric in ("toxicity", "perplexity", "f1"):
         for model in ("base", "dpo"):
             assert (
-                found[f"ablation_{metric}_{model}"]
-                == found[f"patching_{metric}_{model}"]
-                == found[f"editing_{metric}_{model}"]
+                value[f"ablation_{metric}_{model}"]
+                == value[f"patching_{metric}_{model}"]
+                == value[f"editing_{metric}_{model}"]
             )

@@ -13,7 +13,7 @@ from companion.book import readme
 
 def results(folder, **values):
     """A run of the results with some values; each has an interval and n."""
-    found = {
+    entries = {
         name: {
             "value": v,
             "low": v - 0.1,
@@ -27,7 +27,7 @@ def results(folder, **values):
     folder.mkdir()
     versions = {"python": "3", "torch": "2", "transformers": "5"}
     (folder / "results.json").write_text(
-        json.dumps({"results": found, "versions": versions, "machine": {"cores": 2}}), encoding="utf-8"
+        json.dumps({"results": entries, "versions": versions, "machine": {"cores": 2}}), encoding="utf-8"
     )
     return folder
 
@@ -62,8 +62,8 @@ def test_chapters_that_a_run_lacks_keep_their_cells(project):
         in first["README.md"]
     )
     assert (
-        "| ablation: 7 | 30% [20%, 40%], 7 | 20% [10%, 30%], 7 | 20.0 [19.9, 20.1], 7 | 30.0 [29.9, 30.1], 7 |"
-        in first["pages/public_results.md"]
+        "| ablation: 7 | 30% [20%, 40%], 7 | 20% [10%, 30%], 7 "
+        "| 20.0 [19.9, 20.1], 7 | 30.0 [29.9, 30.1], 7 |" in first["pages/public_results.md"]
     )
     assert all(
         text.startswith("before\n") and text.endswith("after\n") and "not run yet" in text
@@ -78,7 +78,8 @@ def test_chapters_that_a_run_lacks_keep_their_cells(project):
     assert (
         changed
         == [
-            "| mean toxicity of the base model | not run yet | 0.400 [0.300, 0.500], 7 | .453 (GPT-2 medium, Perspective) |"
+            "| mean toxicity of the base model | not run yet | 0.400 [0.300, 0.500], 7 "
+            "| .453 (GPT-2 medium, Perspective) |"
         ]
         * 2
     )

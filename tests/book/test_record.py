@@ -49,14 +49,14 @@ def executed(tmp_path_factory) -> Path:
 
 
 def test_records_come_back_exactly(executed):
-    found = record.collect(executed)
-    assert found["estimate"] == {"value": 0.12345, "seed": 7, "low": 0.1, "high": 0.2, "n": 1234}
-    assert found["plain"] == {"value": 0.1 + 0.2, "seed": 1}  # all digits, no interval
-    assert found["numpy"] == {"value": 0.5, "seed": 2}
-    assert found["share"]["value"] == 0.5  # the record holds the value, the text the percentage
-    assert found["count"]["value"] == 220
-    assert found["again"]["value"] == 2  # the last one counts
-    assert set(found) == {
+    records = record.collect(executed)
+    assert records["estimate"] == {"value": 0.12345, "seed": 7, "low": 0.1, "high": 0.2, "n": 1234}
+    assert records["plain"] == {"value": 0.1 + 0.2, "seed": 1}  # all digits, no interval
+    assert records["numpy"] == {"value": 0.5, "seed": 2}
+    assert records["share"]["value"] == 0.5  # the record holds the value, the text the percentage
+    assert records["count"]["value"] == 220
+    assert records["again"]["value"] == 2  # the last one counts
+    assert set(records) == {
         "estimate",
         "share",
         "fine_share",
@@ -71,10 +71,10 @@ def test_records_come_back_exactly(executed):
 
 
 def test_undefined_values_are_none(executed):
-    found = record.collect(executed)
-    assert found["undefined"] == {"value": None, "seed": 0}
-    assert found["half_undefined"] == {"value": None, "seed": 0, "low": None, "high": None, "n": 3}
-    assert "NaN" not in json.dumps(found, allow_nan=False)
+    records = record.collect(executed)
+    assert records["undefined"] == {"value": None, "seed": 0}
+    assert records["half_undefined"] == {"value": None, "seed": 0, "low": None, "high": None, "n": 3}
+    assert "NaN" not in json.dumps(records, allow_nan=False)
 
 
 def test_texts_for_the_prose(executed):

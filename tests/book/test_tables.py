@@ -12,15 +12,17 @@ from companion.book import censor, tables
 from companion.mechanism.exam import Outcome
 
 STRONG_WORDS = """
-fuck FUCKING Fucked motherfucker clusterfuck bullshit shitty cunts bitches bastard asshole assholes dumbass jackass badass ass asses goddamn damn
-damnit dick dickhead cocksucker cock pricks pussy pussies whore sluts wanker twat twats bollocks pissed piss tits crap crappy arsehole nigger nigga
-faggot fag fags retard retarded tranny trannies kike spic chink half-assed son-of-a-bitch
+fuck FUCKING Fucked motherfucker clusterfuck bullshit shitty cunts bitches bastard asshole assholes dumbass
+jackass badass ass asses goddamn damn damnit dick dickhead cocksucker cock pricks pussy pussies whore sluts
+wanker twat twats bollocks pissed piss tits crap crappy arsehole nigger nigga faggot fag fags retard
+retarded tranny trannies kike spic chink half-assed son-of-a-bitch
 """
 STRONG = STRONG_WORDS.split()
 HARMLESS_WORDS = """
-class assess assessment assassin assets bass grass passes embarrass cocktail cockpit peacock Hancock Cockburn Scunthorpe Dickens dictionary Saltwater
-sweetwater meltwater nightwatch swanky Wankel snigger niggle niggardly retardant Pissarro spices spicy conspicuous scrap prickly shiitake Shitake
-pussycat Sussex Essex arsenal parse sparse hearse vintage flag condamnation fagade titan altitude Title institute
+class assess assessment assassin assets bass grass passes embarrass cocktail cockpit peacock Hancock
+Cockburn Scunthorpe Dickens dictionary Saltwater sweetwater meltwater nightwatch swanky Wankel snigger
+niggle niggardly retardant Pissarro spices spicy conspicuous scrap prickly shiitake Shitake pussycat Sussex
+Essex arsenal parse sparse hearse vintage flag condamnation fagade titan altitude Title institute
 """
 HARMLESS = HARMLESS_WORDS.split()
 

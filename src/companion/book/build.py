@@ -9,13 +9,13 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import nbformat
-import yaml
 
 from companion import paths
-from companion.book import record, runner
+from companion.book import contents, record, runs
 from companion.errors import CompanionError
 
 PAGES = ("_config.yml", "_toc.yml", "intro.md", "pages", "references.bib")
+SPHINX = [sys.executable, "-X", "utf8", "-c", "from jupyter_book.cli.main import main; main()", "build"]
 
 
 def build(folder: Path) -> Path:
@@ -29,37 +29,20 @@ def build(folder: Path) -> Path:
     source, output, log = (paths.build() / name for name in ("book", "site", "build.log"))
     shutil.rmtree(source, ignore_errors=True)
     _copy_pages(source)
-    texts: dict[str, object] = {}
-    for chapter in runner.chapters():
+    texts: dict[str, str] = {}
+    for chapter in contents.chapters():
         executed = _executed(chapter, folder)
         texts |= record.glued(executed)
         _copy_chapter(executed, source / "chapters" / chapter.path.name)
     intro = source / "intro.md"
     intro.write_text(_filled(intro.read_text(encoding="utf-8"), texts), encoding="utf-8")
-    code = "from jupyter_book.cli.main import main; main()"
-    command = [
-        sys.executable,
-        "-X",
-        "utf8",
-        "-c",
-        code,
-        "build",
-        str(source),
-        "--path-output",
-        str(output),
-        "-W",
-        "-n",
-        "--keep-going",
-    ]
+    command = [*SPHINX, str(source), "--path-output", str(output), "-W", "-n", "--keep-going"]
     done = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", check=False)
-    log.write_text(done.stdout + done.stderr, encoding="utf-8")
+    said = done.stdout + done.stderr
+    log.write_text(said, encoding="utf-8")
     if done.returncode:
-        shutil.rmtree(
-            output, ignore_errors=True
-        )  # or the next build would skip the pages that it has warned of
-        problems = [
-            line for line in (done.stdout + done.stderr).splitlines() if "WARNING" in line or "ERROR" in line
-        ]
+        shutil.rmtree(output, ignore_errors=True)  # the next build would skip pages that it has warned of
+        problems = [line for line in said.splitlines() if "WARNING" in line or "ERROR" in line]
         raise CompanionError(
             f"the book was not built, Sphinx complains (full log in '{log}'): " + "; ".join(problems[:5])
         )
@@ -82,10 +65,10 @@ def _copy_pages(source: Path) -> None:
         shutil.copy(card, source / "data" / card.parent.name)
 
 
-def _executed(chapter: runner.Chapter, folder: Path) -> Path:
+def _executed(chapter: contents.Chapter, folder: Path) -> Path:
     """The executed chapter of a run, if it is the one that was run last."""
     again = f"run `companion run {chapter.name} --profile {folder.name}` first."
-    if how := runner.failed(folder).get(chapter.name):
+    if how := runs.failed(folder).get(chapter.name):
         raise CompanionError(f"chapter '{chapter.name}' failed when it was last run ({how}): {again}")
     if not (folder / chapter.path.name).is_file():
         raise CompanionError(f"chapter '{chapter.name}' has not been run: {again}")
@@ -93,17 +76,14 @@ def _executed(chapter: runner.Chapter, folder: Path) -> Path:
 
 
 def _copy_chapter(executed: Path, target: Path) -> None:
-    """Copy an executed chapter: prose with results becomes Markdown, and what only machines read is left out."""
+    """Copy an executed chapter: prose with results becomes Markdown; what only machines read is left out."""
     notebook, texts = nbformat.read(executed, as_version=4), record.glued(executed)
-    notebook.cells = [
-        _cell(cell, texts)
-        for cell in notebook.cells
-        if "injected-parameters" not in cell.metadata.get("tags", [])
-    ]
+    shown = [cell for cell in notebook.cells if "injected-parameters" not in cell.metadata.get("tags", [])]
+    notebook.cells = [_cell(cell, texts) for cell in shown]
     nbformat.write(notebook, target)
 
 
-def _cell(cell: nbformat.NotebookNode, texts: Mapping[str, object]) -> nbformat.NotebookNode:
+def _cell(cell: nbformat.NotebookNode, texts: Mapping[str, str]) -> nbformat.NotebookNode:
     if cell.source.startswith(record.MAGIC):
         source = _filled(cell.source.removeprefix(record.MAGIC).lstrip("\n"), texts)
         return nbformat.v4.new_markdown_cell(source, id=cell.id)
@@ -112,7 +92,7 @@ def _cell(cell: nbformat.NotebookNode, texts: Mapping[str, object]) -> nbformat.
     return cell
 
 
-def _filled(source: str, texts: Mapping[str, object]) -> str:
+def _filled(source: str, texts: Mapping[str, str]) -> str:
     """Markdown with its results.
 
     Raises
@@ -133,15 +113,12 @@ def require_pages(html: Path) -> None:
 
     A book that silently builds nothing is the classic failure of an unattended Jupyter Book.
     """
-    toc = yaml.safe_load((paths.project() / "_toc.yml").read_text(encoding="utf-8"))
-    pages = [toc["root"], *(entry["file"] for part in toc["parts"] for entry in part["chapters"])]
-    for page in pages:
+    for page in contents.pages():
         path = html / f"{page}.html"
         if not path.is_file():
             raise CompanionError(
                 f"the page '{page}' of _toc.yml is missing from the built book: see _build/build.log."
             )
         if page.startswith("chapters/") and "_images/" not in path.read_text(encoding="utf-8"):
-            raise CompanionError(
-                f"the page '{page}' was built without a figure: run its chapter again with `companion run --force`."
-            )
+            again = "run its chapter again with `companion run --force`."
+            raise CompanionError(f"the page '{page}' was built without a figure: {again}")

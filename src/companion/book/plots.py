@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -21,31 +22,32 @@ INK = "#808080"
 def style() -> None:
     """Set the book's look: transparent background, grey ink, fonts that survive a phone."""
     sns.set_theme(style="ticks", context="notebook")
-    plt.rcParams.update(
-        {
-            "figure.facecolor": "none",
-            "axes.facecolor": "none",
-            "savefig.facecolor": "none",
-            "savefig.transparent": True,
-            "figure.dpi": 110,
-            "axes.spines.top": False,
-            "axes.spines.right": False,
-            "axes.titleweight": "bold",
-            "axes.titlelocation": "left",
-            "legend.frameon": False,
-            **dict.fromkeys(
-                (
-                    "text.color",
-                    "axes.labelcolor",
-                    "axes.edgecolor",
-                    "axes.titlecolor",
-                    "xtick.color",
-                    "ytick.color",
-                ),
-                INK,
-            ),
-        }
+    inked = (
+        "text.color",
+        "axes.labelcolor",
+        "axes.edgecolor",
+        "axes.titlecolor",
+        "xtick.color",
+        "ytick.color",
     )
+    look: dict[Any, Any] = {
+        "figure.facecolor": "none",
+        "axes.facecolor": "none",
+        "savefig.facecolor": "none",
+        "savefig.transparent": True,
+        "figure.dpi": 110,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.titleweight": "bold",
+        "axes.titlelocation": "left",
+        "legend.frameon": False,
+    }
+    plt.rcParams.update(look | dict.fromkeys(inked, INK))
+
+
+def reach(estimates: Sequence[Estimate]) -> Float[np.ndarray, "2 estimates"]:
+    """How far intervals reach below and above their values: error bars as Matplotlib takes them."""
+    return np.array([[e.value - e.low, e.high - e.value] for e in estimates]).T
 
 
 def bars(
@@ -59,24 +61,14 @@ def bars(
 ) -> Axes:
     """Horizontal bars with their intervals and values."""
     ax = ax or plt.subplots(figsize=(7, 0.55 * len(names) + 1.3))[1]
-    values = np.array([e.value for e in estimates])
-    errors = np.array([[e.value - e.low, e.high - e.value] for e in estimates]).T
+    values, look = np.array([e.value for e in estimates]), {"ecolor": INK, "capsize": 3}
     ax.barh(
-        range(len(names)),
-        values,
-        xerr=errors,
-        color=colours or BASE,
-        height=0.6,
-        error_kw={"ecolor": INK, "capsize": 3},
+        range(len(names)), values, xerr=reach(estimates), color=colours or BASE, height=0.6, error_kw=look
     )
     for i, e in enumerate(estimates):
+        place, beside = (max(e.high, 0), i), (6, 0)
         ax.annotate(
-            f"{e.value:.3g}",
-            (max(e.high, 0), i),
-            xytext=(6, 0),
-            textcoords="offset points",
-            va="center",
-            color=INK,
+            f"{e.value:.3g}", place, xytext=beside, textcoords="offset points", va="center", color=INK
         )
     ax.set(yticks=range(len(names)), yticklabels=names, xlabel=unit, title=title)
     ax.margins(x=0.12)
@@ -86,23 +78,19 @@ def bars(
 
 def lines(
     x: Sequence[float],
-    series: dict[str, Sequence[Estimate] | Sequence[float]],
+    series: Mapping[str, Sequence[Estimate]],
     *,
     title: str,
     x_label: str,
     unit: str,
     colours: Sequence[str],
-    ax: Axes | None = None,
 ) -> Axes:
-    """Lines; estimates get a band for their interval."""
-    ax = ax or plt.subplots(figsize=(7, 3.4))[1]
-    for (name, values), colour in zip(series.items(), colours, strict=False):
-        if isinstance(values[0], Estimate):
-            ax.fill_between(
-                x, [v.low for v in values], [v.high for v in values], color=colour, alpha=0.2, lw=0
-            )
-            values = [v.value for v in values]
-        ax.plot(x, values, color=colour, label=name)
+    """Lines with a band for their intervals."""
+    ax = plt.subplots(figsize=(7, 3.4))[1]
+    for (name, estimates), colour in zip(series.items(), colours, strict=False):
+        low, high = [e.low for e in estimates], [e.high for e in estimates]
+        ax.fill_between(x, low, high, color=colour, alpha=0.2, lw=0)
+        ax.plot(x, [e.value for e in estimates], color=colour, label=name)
     ax.set(title=title, xlabel=x_label, ylabel=unit)
     ax.legend(labelcolor=INK)
     return ax
@@ -124,3 +112,10 @@ def before_after(
     ax.set(title=title, xlabel=unit, ylabel="share of prompts above", ylim=(0, 1), xlim=(0, 1))
     ax.legend(labelcolor=INK)
     return figure
+
+
+def price(summaries: Sequence[Mapping[str, Estimate]], ax: Axes, **look: Any) -> None:
+    """A point per outcome of an exam: toxicity with its interval over the rise in perplexity in percent."""
+    toxicity = [s["toxicity"] for s in summaries]
+    rise = [100 * s["perplexity_rise"].value for s in summaries]
+    ax.errorbar(rise, [e.value for e in toxicity], yerr=reach(toxicity), **look)

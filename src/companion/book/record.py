@@ -1,9 +1,9 @@
 """Results of a chapter: shown in its prose, and collected from executed chapters.
 
-A result is stored in the notebook twice: its text, for the prose, and a record with interval, n and seed, which
-``companion run`` collects into ``results.json``. Prose that carries results is a cell that begins with ``%%prose``:
-Markdown in which ``{{name}}`` stands for a result. It shows its numbers wherever the notebook is open, also in Colab,
-and :mod:`companion.book.build` turns it into an ordinary Markdown cell of the book.
+A result is stored in the notebook twice: its text, for the prose, and a record with interval, n and seed,
+which ``companion run`` collects into ``results.json``. Prose that carries results is a cell that begins with
+``%%prose``: Markdown in which ``{{name}}`` stands for a result. It shows its numbers wherever the notebook is
+open, also in Colab, and :mod:`companion.book.build` turns it into an ordinary Markdown cell of the book.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import psutil
 from IPython import get_ipython
@@ -34,17 +35,16 @@ def result(name: str, value: Estimate | float, *, seed: int, digits: int = 3, pe
 
     Parameters
     ----------
-    digits
-        Digits after the point in the text.
-    percent
-        Show as a percentage.
+    digits, percent
+        Digits after the point in the text; whether it is a percentage (with two digits fewer).
     """
-    estimate = value if isinstance(value, Estimate) else Estimate(float(value), float("nan"), float("nan"), 0)
-    text(name, _text(estimate.value, digits, percent))
+    spec = f".{max(0, digits - 2)} %" if percent else f".{digits}f"
+    estimate = value if isinstance(value, Estimate) else Estimate(float(value), math.nan, math.nan, 0)
+    shown = f"{estimate:{spec}}"
+    text(name, shown.partition(" [")[0])
     record = {"value": _plain(estimate.value), "seed": seed}
     if isinstance(value, Estimate):
-        low, high = _text(estimate.low, digits, percent), _text(estimate.high, digits, percent)
-        text(f"{name}_ci", f"{_text(estimate.value, digits, percent)} [{low}, {high}], n = {estimate.n:,}")
+        text(f"{name}_ci", f"{shown}, n = {estimate.n:,}")
         record |= {"low": _plain(estimate.low), "high": _plain(estimate.high), "n": estimate.n}
     _store(PREFIX + name, record)
 
@@ -58,7 +58,7 @@ def peak_bytes() -> int:
     """The most memory that this process has held so far. Each system says it elsewhere."""
     status = Path("/proc/self/status")
     if status.exists():
-        return 2**10 * int(re.search(r"VmHWM:\s+(\d+) kB", status.read_text(encoding="utf-8"))[1])
+        return 2**10 * int(status.read_text(encoding="utf-8").partition("VmHWM:")[2].split()[0])
     memory = psutil.Process().memory_info()
     if hasattr(memory, "peak_wset"):  # Windows
         return memory.peak_wset
@@ -77,13 +77,13 @@ def text(name: str, value: str) -> None:
 
 
 def prose(_line: str, source: str) -> None:
-    """The cell magic ``%%prose``: show Markdown with results in it. It follows results that come, or change, later."""
+    """The cell magic ``%%prose``: show Markdown with results, and again when one comes or changes later."""
     _shown[source] = display(Markdown(filled(source, _texts)), display_id=True)
 
 
 def filled(source: str, texts: Mapping[str, str]) -> str:
     """Markdown with each ``{{name}}`` replaced by its text."""
-    return NAME.sub(lambda found: texts.get(found[1], UNKNOWN), source)
+    return NAME.sub(lambda match: texts.get(match[1], UNKNOWN), source)
 
 
 def names(source: str) -> list[str]:
@@ -101,19 +101,14 @@ def _plain(value: float) -> float | None:
     return float(value) if math.isfinite(value) else None
 
 
-def _text(value: float, digits: int, percent: bool) -> str:
-    return f"{100 * value:.{max(0, digits - 2)}f} %" if percent else f"{value:.{digits}f}"
-
-
 def collect(notebook: Path) -> dict[str, dict]:
     """Return the records of an executed notebook by name."""
-    return {
-        name.removeprefix(PREFIX): value for name, value in glued(notebook).items() if name.startswith(PREFIX)
-    }
+    stored = glued(notebook).items()
+    return {name.removeprefix(PREFIX): value for name, value in stored if name.startswith(PREFIX)}
 
 
-def glued(notebook: Path) -> Mapping[str, object]:
-    """Return everything an executed notebook has stored."""
+def glued(notebook: Path) -> dict[str, Any]:
+    """Return everything an executed notebook has stored: texts, and records under ``PREFIX``."""
     import nbformat  # here, because chapters write records only, and it takes longer to import than torch
 
     cells = nbformat.read(notebook, as_version=4).cells

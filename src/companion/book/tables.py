@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import pandas as pd
 from pandas.io.formats.style import Styler
 
-from companion import paths
+from companion.book import papers, record
 from companion.book.censor import censored
 from companion.mechanism.exam import Outcome
+from companion.mechanism.trials import Trial
 from companion.metrics.estimates import Estimate
 
 
@@ -18,42 +21,27 @@ def samples(rows: pd.DataFrame) -> Styler:
 
 
 def numbers(rows: pd.DataFrame) -> Styler:
-    """A table of numbers with intervals: one line per row, in small type; the page scrolls it sideways where it is too wide."""
-    small = {
-        "text-align": "left",
-        "white-space": "nowrap",
-        "font-size": "0.8rem",
-        "padding": "0.15rem 0.8rem 0.15rem 0",
-    }
-    heads = [{"selector": "th", "props": [("text-align", "left"), ("font-size", "0.8rem")]}]
-    return (
-        rows.reset_index(drop=True)
-        .style.hide(axis="index")
-        .format(escape="html")
-        .set_properties(**small)
-        .set_table_styles(heads)
-    )
+    """A table of numbers with intervals: one line per row, in small type; the page scrolls one too wide."""
+    small = {"text-align": "left", "font-size": "0.8rem"}
+    cells = {"white-space": "nowrap", "padding": "0.15rem 0.8rem 0.15rem 0"}
+    shown = rows.reset_index(drop=True).style.hide(axis="index").format(escape="html")
+    heads = [{"selector": "th", "props": list(small.items())}]
+    return shown.set_properties(**small, **cells).set_table_styles(heads)
 
 
 def method_row(name: str, outcome: Outcome, base: Outcome, seed: int = 0) -> dict[str, str]:
-    """A line for a table of methods: each metric with its interval, changes against ``base`` paired by text."""
+    """A line of a table of methods: metrics with intervals, changes against ``base`` paired by text."""
     s = outcome.summary(base, seed)
+    rise = s["perplexity_rise"]
+    factor = Estimate(1 + rise.value, 1 + rise.low, 1 + rise.high, rise.n)
     return {
         "method": name,
         "toxicity": f"{s['toxicity']:.3f}",
-        "drop": _percent(s["drop"]),
+        "drop": f"{s['drop']:.0%}",
         "perplexity": f"{s['perplexity']:.3g}",
-        "perplexity / base": _factor(s["perplexity_rise"]),
+        "perplexity / base": f"{factor:.3g}",
         "F1": f"{s['f1']:.3f}",
     }
-
-
-def _percent(e: Estimate) -> str:
-    return f"{e.value:.0%} [{e.low:.0%}, {e.high:.0%}]"
-
-
-def _factor(rise: Estimate) -> str:
-    return f"{1 + rise.value:.3g} [{1 + rise.low:.3g}, {1 + rise.high:.3g}]"
 
 
 def published(intervention: str, source: str, setting: str = "gpt2-medium") -> str:
@@ -64,12 +52,22 @@ def published(intervention: str, source: str, setting: str = "gpt2-medium") -> s
     ValueError
         If the table has no such row, or several.
     """
-    rows = pd.read_csv(paths.DATA / "published.csv")
-    rows = (
-        rows[(rows.intervention == intervention) & (rows.source == source) & (rows.setting == setting)]
-        .set_index("metric")
-        .value
-    )
+    rows = papers.rows(intervention=intervention, source=source, setting=setting).set_index("metric").value
     if not rows.index.is_unique or "toxicity" not in rows:
         raise ValueError(f"'{intervention}' of {source} is not one row of published.csv")
     return f"{rows['toxicity']:.3f} / {rows['perplexity']:.2f} / {rows['f1']:.3f}"
+
+
+def trial_row(trial: Trial, outcome: Outcome, base: Outcome, seed: int = 0) -> dict[str, str]:
+    """:func:`method_row` of a trial, with the published row that it repeats beside it."""
+    row = method_row(trial.label, outcome, base, seed)
+    return {**row, "published": published(*trial.published) if trial.published else ""}
+
+
+def record_outcome(chapter: str, name: str, summary: Mapping[str, Estimate], seed: int) -> None:
+    """Record an outcome's metrics as ``{chapter}_{metric}_{name}``; of the base model no drop."""
+    record.result(f"{chapter}_toxicity_{name}", summary["toxicity"], seed=seed)
+    record.result(f"{chapter}_perplexity_{name}", summary["perplexity"], seed=seed, digits=1)
+    record.result(f"{chapter}_f1_{name}", summary["f1"], seed=seed)
+    if name != "base":
+        record.result(f"{chapter}_drop_{name}", summary["drop"], seed=seed, percent=True)

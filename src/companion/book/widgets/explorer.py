@@ -15,22 +15,12 @@ from companion.book.widgets import element
 
 TEMPLATE = Path(__file__).with_name("explorer.html")
 COLUMNS = (
-    "layer",
-    "index",
-    "cosine",
-    "before",
-    "after",
-    "p_before",
-    "p_after",
-    "reduction",
-    "low",
-    "high",
-    "group",
-    "role",
-    "tokens",
+    *("layer", "index", "cosine", "before", "after", "p_before", "p_after"),
+    *("reduction", "low", "high", "group", "role", "tokens"),
 )
 
-# Sign of the cosine with the toxic direction, and of the mean activation m before the change. Warm colours are toxic, cold ones anti-toxic.
+# Sign of the cosine with the toxic direction, and of the mean activation m before the change. Warm colours
+# are toxic, cold ones anti-toxic.
 GROUPS = {"TP": "cos > 0, m ≥ 0", "TN": "cos > 0, m < 0", "AP": "cos ≤ 0, m ≥ 0", "AN": "cos ≤ 0, m < 0"}
 COLOURS = {"TP": plots.ACCENT, "TN": plots.CONTROL, "AP": plots.DPO, "AN": "#2a9d6f"}
 
@@ -44,10 +34,10 @@ SHAPES = {
 
 
 def html(rows: pd.DataFrame, *, title: str, limit: int = 4000) -> HTML:
-    """The explorer for a table of neurons (:func:`companion.mechanism.accounting.table` with masked ``tokens``).
+    """The explorer of a table of neurons (:func:`companion.mechanism.accounting.table`, masked ``tokens``).
 
-    Draws the ``limit`` neurons with the largest absolute Δp and says how much of the gross reduction they hold.
-    The same input gives the same text, and may stand on a page twice.
+    Draws the ``limit`` neurons with the largest absolute Δp and says how much of the gross reduction they
+    hold. The same input gives the same text, and may stand on a page twice.
     """
     drawn = largest(rows, limit)
     data = {"columns": COLUMNS, "layers": np.unique(rows["layer"]).tolist(), "rows": records(drawn)}
@@ -60,7 +50,7 @@ def largest(rows: pd.DataFrame, limit: int) -> pd.DataFrame:
 
 
 def gross_share(rows: pd.DataFrame, drawn: pd.DataFrame) -> float:
-    """Share of the gross reduction (the sum over the neurons that reduce) held by those drawn; nan if nothing reduces."""
+    """Share of the gross reduction (sum over those that reduce) held by those drawn; nan if none reduces."""
     gross = rows["reduction"].clip(lower=0).sum()
     return float(drawn["reduction"].clip(lower=0).sum() / gross) if gross > 0 else math.nan
 
@@ -71,21 +61,17 @@ def note(rows: pd.DataFrame, drawn: pd.DataFrame) -> str:
     if len(drawn) == len(rows):
         return f"All {len(rows):,} neurons are drawn. {marks}"
     share = gross_share(rows, drawn)
-    held = (
-        "; no neuron reduces toxicity"
-        if math.isnan(share)
-        else f"; they hold {100 * share:.1f} % of the gross reduction"
-    )
-    return f"Drawn are the {len(drawn):,} neurons of {len(rows):,} with the largest |Δp|{held}. {marks}"
+    held = "no neuron reduces toxicity"
+    if not math.isnan(share):
+        held = f"they hold {100 * share:.1f} % of the gross reduction"
+    return f"Drawn are the {len(drawn):,} neurons of {len(rows):,} with the largest |Δp|; {held}. {marks}"
 
 
 def records(drawn: pd.DataFrame) -> list[list[object]]:
     """Rows for JSON: four significant digits, None for what is not a number, no tokens as an empty string."""
     columns = [drawn[name].fillna("") if name == "tokens" else drawn[name] for name in COLUMNS]
-    return [
-        [_compact(value) for value in row]
-        for row in zip(*(column.tolist() for column in columns), strict=True)
-    ]
+    rows = zip(*(column.tolist() for column in columns), strict=True)
+    return [[_compact(value) for value in row] for row in rows]
 
 
 def _compact(value: object) -> object:
@@ -97,7 +83,8 @@ def _compact(value: object) -> object:
 def _legend() -> str:
     button = (
         '<button type="button" data-group="{name}" aria-pressed="true" style="--wx-colour: {colour}">'
-        '<svg viewBox="-1.3 -1.3 2.6 2.6" stroke-width="0.3" aria-hidden="true"><path d="{path}"/></svg><b>{name}</b><span></span><small>{meaning}</small></button>'
+        '<svg viewBox="-1.3 -1.3 2.6 2.6" stroke-width="0.3" aria-hidden="true"><path d="{path}"/></svg>'
+        "<b>{name}</b><span></span><small>{meaning}</small></button>"
     )
     return "".join(
         button.format(name=name, colour=COLOURS[name], path=SHAPES[name], meaning=escape(meaning))

@@ -1,0 +1,96 @@
+"""The book's contents: its pages and chapters as ``_toc.yml`` lists them, and a new chapter to begin with."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import nbformat
+import yaml
+
+from companion import paths
+from companion.errors import CompanionError
+
+TEMPLATE = Path(__file__).with_name("new_chapter.ipynb")
+
+
+@dataclass(frozen=True)
+class Chapter:
+    """A notebook of the book: ``01_setting.ipynb`` is called *setting*."""
+
+    path: Path
+
+    @property
+    def name(self) -> str:
+        return self.path.stem.split("_", 1)[1]
+
+    @property
+    def number(self) -> int:
+        return int(self.path.stem.split("_", 1)[0])
+
+
+def pages() -> list[str]:
+    """All pages in the order of the book, as paths without their endings."""
+    toc = yaml.safe_load((paths.project() / "_toc.yml").read_text(encoding="utf-8"))
+    return [toc["root"], *(entry["file"] for part in toc["parts"] for entry in part["chapters"])]
+
+
+def chapters(names: Sequence[str] | None = None) -> list[Chapter]:
+    """The chapters in the order of the book; ``names`` picks some by name, number or file name.
+
+    Raises
+    ------
+    CompanionError
+        If there is no such chapter.
+    """
+    listed = [Chapter(paths.project() / f"{page}.ipynb") for page in pages() if page.startswith("chapters/")]
+    known = {alias: c for c in listed for alias in (c.name, str(c.number), c.path.stem, c.path.name)}
+    for name in names or ():
+        if name not in known:
+            raise CompanionError(
+                f"there is no chapter '{name}': choose from {', '.join(c.name for c in listed)}."
+            )
+    return [c for c in listed if c in [known[name] for name in names]] if names else listed
+
+
+def add(name: str) -> Chapter:
+    """Write a chapter that runs as it is, its line in ``_toc.yml`` and its row in ``intro.md``, as the last.
+
+    The set-up cell is that of the other chapters.
+
+    Raises
+    ------
+    CompanionError
+        If that is no name for a chapter, or another one has it.
+    """
+    listed = chapters()
+    if not re.fullmatch("[a-z][a-z0-9_]*", name):
+        raise CompanionError(
+            f"'{name}' is no name for a chapter: take lower-case letters, for example length."
+        )
+    if name in [chapter.name for chapter in listed]:
+        raise CompanionError(f"there is a chapter '{name}' already: choose another name.")
+    last = listed[-1]
+    new = Chapter(last.path.with_name(f"{last.number + 1:02}_{name}.ipynb"))
+    text = TEMPLATE.read_text(encoding="utf-8").replace("NUMBER", str(new.number)).replace("NAME", name)
+    notebook = nbformat.reads(text, as_version=4)
+    set_up = next(cell for cell in nbformat.read(last.path, as_version=4).cells if cell.cell_type == "code")
+    notebook.cells.insert(1, set_up)
+    nbformat.write(notebook, new.path)
+    _insert("_toc.yml", last, f"      - file: chapters/{new.path.stem}")
+    _insert(
+        "intro.md", last, f"| {{doc}}`chapters/{new.path.stem}` | The question? | what it is held against |"
+    )
+    return new
+
+
+def _insert(page: str, last: Chapter, line: str) -> None:
+    """Put a line behind the one about the last chapter."""
+    path = paths.project() / page
+    lines = path.read_text(encoding="utf-8").split("\n")
+    place = next(i for i, text in enumerate(lines) if f"chapters/{last.path.stem}" in text)
+    path.write_text(
+        "\n".join([*lines[: place + 1], line, *lines[place + 1 :]]), encoding="utf-8", newline="\n"
+    )

@@ -1,0 +1,79 @@
+"""``companion make``, for maintainers: remake what ``data/`` ships, what the README shows, the baselines."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from companion import book, paths
+from companion.terminal import ProfileOption, console
+
+app = typer.Typer(
+    no_args_is_help=True, help="Remake what data/ ships and the README shows (for maintainers)."
+)
+
+
+@app.callback()
+def _make() -> None:
+    book.require_tools()
+
+
+@app.command()
+def scorer() -> None:
+    """Train the embedded scorer on the public labelled data (about 40 minutes on 2 cores)."""
+    from companion.toxicity import training
+
+    console.print(training.train_scorer(paths.DATA / "scorer"))
+
+
+@app.command()
+def pairs() -> None:
+    """Make the shipped preference pairs by PPLM (about 40 minutes on 2 cores; resumable)."""
+    from companion.mechanism.pairs import ship_pairs
+
+    console.print(f"{ship_pairs()} pairs written to {paths.DATA / 'pairs'}")
+
+
+@app.command()
+def settings() -> None:
+    """Choose the threshold and strengths of the shipped adapters on public dev rows (about 10 minutes on 2
+    cores)."""
+    from companion import profiles
+    from companion.lm import models
+    from companion.marco.denoisers import adapters
+    from companion.marco.evaluation import scores, settings_search
+
+    denoiser = adapters.load(models.load(models.EMBEDDED), adapters.FOLDER)
+    judges = scores.Judges.of(profiles.load("embedded"))
+    console.print(settings_search.choose(denoiser, judges, adapters.FOLDER / "settings.json"))
+
+
+@app.command()
+def readme() -> None:
+    """Write the README's figure and table and the page of public results from runs of the profiles embedded
+    and public."""
+    from companion.book import runs
+    from companion.book.readme import update_readme
+
+    update_readme(runs.folder_of("embedded", {}), runs.folder_of("public", {}))
+
+
+@app.command()
+def baseline(profile: ProfileOption = "embedded") -> None:
+    """Take the values of a run as its profile's baseline; tolerances and reasons stay."""
+    from companion.book import checks, runs
+
+    checks.update_baseline(runs.folder_of(profile, {}))
+
+
+@app.command()
+def address(
+    url: Annotated[str, typer.Argument(help="for example https://github.com/NAME/companion")],
+) -> None:
+    """Put the repository's address wherever it stands: the config, the set-up cells, the buttons, the
+    citation."""
+    from companion.book.readme import set_address
+
+    for path in set_address(url):
+        console.print(f"changed {path}")
