@@ -20,6 +20,7 @@ from companion import cli, profiles
 from companion.errors import CompanionError
 from companion.lm import models
 from companion.marco import command
+from companion.marco.denoisers import adapters
 from companion.marco.denoisers.protocol import ANTI_EXPERT, BASE, EXPERT, ROLES
 from companion.marco.experts import adapter_training, contrast_training, loading
 from companion.marco.rewriting import masking, settings
@@ -43,7 +44,7 @@ def tiny_experts(tiny_llama, tmp_path):
     for name, parameter in denoiser.model.named_parameters():
         if "lora_" in name:
             parameter.data = 0.2 * torch.randn(parameter.shape, generator=generator)
-    loading.save(denoiser, tmp_path / "adapters")
+    adapters.save(denoiser, tmp_path / "adapters")
     return denoiser
 
 
@@ -61,13 +62,12 @@ def shipped_folder(tiny_experts, tmp_path, monkeypatch):
     (folder / "settings.json").write_text(
         json.dumps({"rule": "none", "chosen": CHOSEN, "cautious": 0.5}), encoding="utf-8"
     )
-    plain = loading.shipped
-    monkeypatch.setattr(loading, "shipped", lambda lm, at=folder: plain(lm, at))
+    monkeypatch.setattr(adapters, "FOLDER", folder)
     return folder
 
 
 def test_adapters_come_back_as_saved(tiny_experts, tiny_llama, tmp_path):
-    loaded = loading.load(
+    loaded = adapters.load(
         dataclasses.replace(tiny_llama, model=copy.deepcopy(tiny_llama.model)), tmp_path / "adapters"
     )
     source, target = [[70, 71, 72]], [[70]]
@@ -78,10 +78,10 @@ def test_adapters_come_back_as_saved(tiny_experts, tiny_llama, tmp_path):
 
 def test_missing_or_foreign_adapters_are_one_sentence(tiny_experts, tiny_llama, tmp_path):
     with pytest.raises(CompanionError, match="the adapter 'base' is not in"):
-        loading.load(tiny_llama, tmp_path)
+        adapters.load(tiny_llama, tmp_path)
     (tmp_path / "adapters" / "expert" / "adapter_model.safetensors").write_bytes(b"broken")
     with pytest.raises(CompanionError, match="do not fit the model"):
-        loading.load(
+        adapters.load(
             dataclasses.replace(tiny_llama, model=copy.deepcopy(tiny_llama.model)), tmp_path / "adapters"
         )
 
@@ -99,7 +99,7 @@ def test_shipped_experts_have_the_chosen_settings(shipped_folder, tiny_experts):
     usual, cautious = (
         Settings(masking.ours(t), alpha_expert=3.0, alpha_anti=1.5, temperature=2.5) for t in (0.03, 0.5)
     )
-    assert (found.settings, found.cautious) == (usual, cautious) == loading.chosen(shipped_folder)
+    assert (found.settings, found.cautious) == (usual, cautious) == settings.chosen(shipped_folder)
     assert found.folder == shipped_folder
     source, target = [[70, 71, 72]], [[70]]
     before, after = (next(d.next_logits(ROLES, source, target)) for d in (tiny_experts, found.denoiser))
@@ -204,7 +204,7 @@ def test_json_names_words_masks_and_toxicity(rewriter):
         (b"\n  \n", "nothing to rewrite"),
         (b"\xff\xfe\x00", "not UTF-8"),
         (b"a\x00b", "zero bytes"),
-        (b"x" * (command.LONGEST + 1), "line 1 has more than"),
+        (b"x" * (command.LINE_LIMIT + 1), "line 1 has more than"),
     ],
 )
 def test_bad_input_is_one_sentence(raw, message, monkeypatch):
@@ -235,7 +235,7 @@ LINE = st.text(st.characters(codec="utf-8", exclude_characters="\n\0\ufeff")).ma
 
 @given(st.lists(LINE), st.sampled_from(["\n", "\r\n"]), st.booleans(), st.booleans())
 def test_lines_are_read_without_their_ends_and_the_mark_of_utf_8(lines, end, marked, closed):
-    """B10: a byte-order mark is no part of the first line, nor a carriage return before a line feed of any."""
+    """B10: a byte-order mark is no part of the first line, nor a carriage return before a line feed."""
     lines = [*lines, "so it goes"]
     raw = (end.join(lines) + end * closed).encode("utf-8-sig" if marked else "utf-8")
     with mock.patch.object(sys, "stdin", io.TextIOWrapper(io.BytesIO(raw))):
@@ -243,8 +243,12 @@ def test_lines_are_read_without_their_ends_and_the_mark_of_utf_8(lines, end, mar
 
 
 def test_rewriting_makes_no_noise(embedded_lm):
-    """B18: no advice, bars or warnings of libraries, neither from loading nor from a text longer than an encoder reads."""
-    code = "from companion.marco import command; [print(x) for x in command.rewritten(command.embedded(), ['?! ' * 400, 'you idiot'], as_json=True)]"
+    """B18: no advice, bars or warnings of libraries, also for a text that is too long for an encoder."""
+    code = (
+        "from companion.marco import Rewriter, command\n"
+        "lines = ['?! ' * 400, 'you idiot']\n"
+        "print(*command.rewritten(Rewriter.load(), lines, as_json=True), sep='\\n')"
+    )
     found = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, encoding="utf-8", check=True
     )
@@ -253,15 +257,12 @@ def test_rewriting_makes_no_noise(embedded_lm):
 
 def test_the_tool_uses_the_shipped_experts(shipped_folder, monkeypatch):
     monkeypatch.setattr(models, "EMBEDDED", "tiny-llama")
-    rewriter = command.embedded()
-    assert (
-        rewriter.settings == loading.chosen(shipped_folder)[0]
-        and command.embedded(cautious=True).settings == loading.chosen(shipped_folder)[1]
-    )
+    rewriter, cautious = Rewriter.load(), Rewriter.load(cautious=True)
+    assert (rewriter.settings, cautious.settings) == settings.chosen(shipped_folder)
     assert list(rewriter.denoiser.model.peft_config) == list(ROLES)
 
 
 def test_the_command(rewriter, monkeypatch):
-    monkeypatch.setattr(command, "embedded", lambda *, cautious: rewriter)
+    monkeypatch.setattr(Rewriter, "load", lambda *, cautious: rewriter)
     found = CliRunner().invoke(cli.app, ["rewrite", "so it goes, my friend"])
     assert found.exit_code == 0 and len(found.output.strip().splitlines()) == 1

@@ -1,4 +1,4 @@
-"""Experts trained together: likelihoods, the loss, batches, resumption, and that they learn to tell classes apart."""
+"""Experts trained together: likelihoods, the loss, batches, resumption; they learn to tell classes apart."""
 
 import copy
 import dataclasses
@@ -11,7 +11,7 @@ import torch
 
 from companion.marco.denoisers.protocol import BASE
 from companion.marco.experts import adapter_training, contrast_training, corpus, examples
-from companion.marco.experts.contrast_training import EXPERTS, Corpus, Labelled
+from companion.marco.experts.contrast_training import EXPERTS, Corpus
 from companion.marco.experts.noise import VARIED, Level, drawn
 
 CONFIG = adapter_training.AdapterConfig(
@@ -47,9 +47,8 @@ def test_both_experts_in_one_pass_say_what_each_says_alone(denoiser):
     rows = batch(denoiser)
     found = contrast_training.likelihoods(denoiser, rows)
     for k, role in enumerate(EXPERTS):
-        alone = torch.cat([adapter_training.losses(denoiser, [row.example], role) for row in rows])
-        lengths = torch.tensor([len(row.example.target) + 1.0 for row in rows])
-        assert torch.allclose(-found[:, k] / lengths, alone, atol=1e-4)
+        alone = torch.cat([adapter_training.losses(denoiser, [row], role) for row in rows])
+        assert torch.allclose(-found[:, k] / adapter_training.lengths(rows), alone, atol=1e-4)
     assert (found[:, 0] - found[:, 1]).abs().min() > 1e-3  # they are different models
 
 
@@ -66,9 +65,7 @@ def test_only_the_experts_learn(denoiser):
     moved = {
         name for name, p in denoiser.model.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0
     }
-    assert moved == {
-        name for name, _ in denoiser.model.named_parameters() if any(f".{role}." in name for role in EXPERTS)
-    }
+    assert moved == set(adapter_training.weights(denoiser, *EXPERTS))
 
 
 def test_gradients_do_not_depend_on_how_a_batch_is_cut(denoiser, monkeypatch):
@@ -78,13 +75,7 @@ def test_gradients_do_not_depend_on_how_a_batch_is_cut(denoiser, monkeypatch):
         monkeypatch.setattr(adapter_training, "PART", size)
         denoiser.model.zero_grad()
         contrast_training._step(denoiser, rows, CONFIG)
-        return torch.cat(
-            [
-                p.grad.flatten()
-                for name, p in denoiser.model.named_parameters()
-                if any(f".{role}." in name for role in EXPERTS)
-            ]
-        )
+        return torch.cat([p.grad.flatten() for p in adapter_training.weights(denoiser, *EXPERTS).values()])
 
     assert torch.allclose(gradients(10_000), gradients(1), atol=1e-5)
 
@@ -94,9 +85,9 @@ def test_a_batch_has_both_classes_and_whole_pairs(denoiser):
         assert [len(part) for part in step] == [2, 2, 1]
     rows = batch(denoiser)
     assert sum(row.label for row in rows) * 2 == len(rows) == CONFIG.batch_size
-    lengths = [len(row.example.target) for row in rows]
+    lengths = [len(row.target) for row in rows]
     assert lengths == sorted(lengths)
-    assert all(denoiser.mask_id in row.example.source for row in rows)  # none is left intact
+    assert all(denoiser.mask_id in row.source for row in rows)  # none is left intact
 
 
 def test_varied_noise_masks_little_and_much():
@@ -125,11 +116,11 @@ def test_half_of_the_telling_words_are_masked(denoiser):
 
 
 def test_parts_keep_order_and_size():
-    rows = [Labelled(examples.Example([], [0] * n), 0) for n in (1, 2, 300, 5, 900, 1)]
-    found = adapter_training.parts(rows, lambda row: len(row.example.target))
+    rows = [examples.Example([], [0] * n) for n in (1, 2, 300, 5, 900, 1)]
+    found = adapter_training.parts(rows)
     assert [row for part in found for row in part] == rows
     assert all(
-        len(part) == 1 or len(part) * max(len(r.example.target) for r in part) <= adapter_training.PART
+        len(part) == 1 or len(part) * max(len(r.target) for r in part) <= adapter_training.PART
         for part in found
     )
     assert len(found) == 5
@@ -139,10 +130,7 @@ def test_experts_learn_to_tell_apart_and_resume_to_the_same_bits(denoiser, tmp_p
     fresh = {name: p.detach().clone() for name, p in denoiser.model.named_parameters()}
     before = contrast_training._held_out(
         denoiser,
-        [
-            [Labelled(e, k) for e in examples.corrupted(denoiser, HELD[n], 0)]
-            for k, n in enumerate(adapter_training.CLASSES)
-        ],
+        [examples.corrupted(denoiser, HELD[n], 0, label=k) for k, n in enumerate(adapter_training.CLASSES)],
     )
     plain, calls = contrast_training.likelihoods, []
 

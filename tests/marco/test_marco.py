@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import itertools
 import random
 import re
 from unittest import mock
@@ -20,7 +21,6 @@ from transformers import BartConfig, BartForConditionalGeneration, PreTrainedTok
 
 from companion.errors import CompanionError
 from companion.lm import tiny, trie
-from companion.lm.generation import Sampling
 from companion.lm.trie import pack
 from companion.marco.denoisers import causal, mixed_lora
 from companion.marco.denoisers.causal import PrefixDenoiser
@@ -31,7 +31,7 @@ from companion.marco.experts import adapter_training, corpus, examples, noise
 from companion.marco.rewriting import documents, masking, script, words
 from companion.marco.rewriting.masking import Masking
 from companion.marco.rewriting.rewriter import Rewrite, Rewriter, fill, penalised, product
-from companion.marco.rewriting.settings import Settings, alone, with_defects
+from companion.marco.rewriting.settings import Settings, alone
 from companion.metrics import perplexity
 
 TEXTS = [
@@ -345,7 +345,6 @@ def test_what_is_blanked_together_changes_the_masks(denoiser):
         expected = masking.divergences(denoiser, [rewrite.sentence], masking.log_odds, every)[0]
         np.testing.assert_allclose(rewrite.divergence, expected, atol=1e-4)
         assert rewrite.masked == masking.choose(rewrite.divergence, settings.masking)
-    assert with_defects(settings).masking.every is None
 
 
 def test_packs_hold_every_row_in_order_and_little_more_than_they_may():
@@ -426,15 +425,10 @@ def test_anchored_rewrites_keep_every_word_that_is_not_masked(denoiser):
                 at = rewrite.text.index(piece, at) + len(piece)
 
 
-@pytest.mark.parametrize("sampling", [None, Sampling(seed=1)])
 @pytest.mark.parametrize("anchored", [True, False])
-def test_batched_rewrites_equal_single_ones(denoiser, sampling, anchored):
+def test_batched_rewrites_equal_single_ones(denoiser, anchored):
     rewriter = Rewriter(denoiser, dataclasses.replace(SETTINGS, anchored=anchored))
-    together = [r.text for r in rewriter(TEXTS, sampling)]
-    if sampling is None:
-        assert together == [rewriter([text])[0].text for text in TEXTS]
-    else:
-        assert together == [r.text for r in rewriter([*TEXTS, "one more"], sampling)][: len(TEXTS)]
+    assert [r.text for r in rewriter(TEXTS)] == [rewriter([text])[0].text for text in TEXTS]
 
 
 @pytest.mark.parametrize("text", ["", " ", "?!...", "😀😀", "\x00\x01", "日本語の文", "ان هذا", "a\nb\tc"])
@@ -461,15 +455,14 @@ def test_noise_is_bart_infilling():
 
 
 def test_pairs_get_the_same_noise():
-    """Shared words go together, differing places together; what is left of either side is that side without its masked words."""
+    """Shared words go together, differing places together; a side is left without its masked words."""
     shared = [[i] for i in range(12)]
     first, second = [*shared[:5], [90], [91], *shared[5:]], [*shared[:5], [80], *shared[5:]]
     masked = 0
     for seed in range(200):
         a, b = noise.infilled_pair(first, second, -1, random.Random(seed))
-        assert [t for t in a if t < 80] == [
-            t for t in b if t < 80
-        ]  # masks are -1: they stand in the same places, too
+        # masks are -1: they stand in the same places, too
+        assert [t for t in a if t < 80] == [t for t in b if t < 80]
         assert [t for t in a if t != -1] == [w[0] for w in first if w[0] in a] and [
             t for t in b if t != -1
         ] == [w[0] for w in second if w[0] in b]
@@ -487,9 +480,8 @@ def test_both_experts_meet_the_same_sources_where_a_pair_is_masked(lively_llama)
     assert [e.target for e in toxic] == [denoiser.encode(a).ids for a, _ in rows] and [
         e.target for e in civil
     ] == [denoiser.encode(b).ids for _, b in rows]
-    assert all(
-        a == b for a, b in zip(toxic[1::2], civil[1::2], strict=True)
-    )  # the same text twice: the same example
+    # the same text twice: the same example but for its class
+    assert all(a[:2] == b[:2] for a, b in zip(toxic[1::2], civil[1::2], strict=True))
     alike = [a.source == b.source for a, b in zip(toxic[::2], civil[::2], strict=True)]
     assert 0.4 < np.mean(alike) < 1
 
@@ -509,7 +501,11 @@ def test_training_resumes_to_the_same_bits(tiny_llama, tmp_path, monkeypatch):
             return examples.corrupted(denoiser, [texts[i] for i in rows], seed)
 
         history = adapter_training.train(
-            denoiser, BASE, texts, corrupt, {"held out": texts[:4]}, 60, 1e-2, config, folder
+            *(denoiser, BASE, texts, corrupt, {"held out": texts[:4]}),
+            steps=60,
+            rate=1e-2,
+            config=config,
+            folder=folder,
         )
         return {n: p.detach().clone() for n, p in denoiser.model.named_parameters() if "lora_" in n}, history
 
@@ -550,7 +546,10 @@ def by_words(text: str) -> list[str]:
     return [piece for piece in pieces if piece]
 
 
-ENGLISH = "the cat sat, so it said ‘don’t’ naïve — well-known (really?) or 'no!' https://a.b/c?d=e.f#g mat. wait… OK? end.)"
+ENGLISH = (
+    "the cat sat, so it said ‘don’t’ naïve — well-known (really?) or 'no!' https://a.b/c?d=e.f#g mat. "
+    "wait… OK? end.)"
+)
 
 
 @given(st.lists(st.sampled_from([*ENGLISH.split(), "\n", "\r\n", "\t"]), max_size=120))
@@ -579,7 +578,7 @@ RUNS = [
 
 @given(st.lists(st.sampled_from(RUNS), max_size=90))
 def test_text_without_spaces_is_cut_too(some):
-    """B32: however a text is written, pieces join to it, and what is read of one is bounded. B10: and is one line."""
+    """B32: however it is written, pieces join to the text, and each is bounded. B10: and is one line."""
     text = "".join(some)
     pieces = documents.cut(text)
     assert "".join(pieces) == text and all(pieces)
@@ -607,7 +606,7 @@ def test_the_rewriter_reads_no_more_than_a_piece_at_a_time():
 
     def rewriter(texts: list[str]) -> list[Rewrite]:
         seen.extend(texts)
-        assert len(texts) <= documents.TOGETHER
+        assert len(texts) <= documents.PIECES
         return [Rewrite(text, text, words.Sentence(text, [], []), np.zeros(0)) for text in texts]
 
     text = "我不喜欢你们的房子" * 2000
@@ -616,7 +615,7 @@ def test_the_rewriter_reads_no_more_than_a_piece_at_a_time():
 
 
 @pytest.mark.parametrize("wrong", [None, "you idiot", ["a", None], ["a", "caf\udce9"]], ids=repr)
-def test_what_is_no_list_of_texts_is_one_sentence(denoiser, tiny_llama, wrong):
+def test_what_is_no_list_of_texts_is_one_sentence(denoiser, tiny_llama, wrong, unchecked):
     """B12, B35."""
     rewriter, similarity = Rewriter(denoiser, SETTINGS), quality.Similarity()
     calls = [
@@ -675,10 +674,11 @@ def test_refilling_is_the_base_model_on_the_masked_text(denoiser):
     assert denoiser.decode(written) == found
 
 
-def test_asking_takes_the_first_line(tiny_llama):
+def test_asking_takes_the_first_line(tiny_llama, monkeypatch):
+    monkeypatch.setattr(baselines, "NEW_TOKENS", 4)
     tokenizer = copy.deepcopy(tiny_llama.tokenizer)
     tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
-    answers = baselines.ask(dataclasses.replace(tiny_llama, tokenizer=tokenizer), ["a", "b c"], new_tokens=4)
+    answers = baselines.ask(dataclasses.replace(tiny_llama, tokenizer=tokenizer), ["a", "b c"])
     assert len(answers) == 2 and not any("\n" in answer for answer in answers)
 
 
@@ -736,7 +736,7 @@ def test_token_similarity_of_nothing(token_similarity):
 
 
 def test_token_similarity_is_the_f1_of_greedy_matching(token_similarity, monkeypatch):
-    """By hand: precision matches each token of the text, recall each of the other; a token may serve twice."""
+    """Precision matches each token of the text, recall each of the other; a token may serve twice."""
     r = 0.5**0.5
     known = {"text": [[1.0, 0.0], [0.0, 1.0]], "other": [[1.0, 0.0], [r, r], [r, -r]]}
     monkeypatch.setattr(
@@ -797,9 +797,13 @@ def test_joint_score_needs_all_three():
 
 
 def test_balanced_classes_share_their_styles(monkeypatch):
-    """Equal numbers of both classes in every source and style; no row of another part, none near an evaluation row."""
-    rows = [(f"{start} w{i} x{i} y{i} z{i}{end}", i % 2, source, split)
-            for i in range(60) for start, end in (("So", "."), ("so", "")) for source in ("sbf", "jigsaw") for split in ("train", "eval")]  # fmt: skip
+    """As many of both classes in each source and style; no row of another part or near an evaluation row."""
+    kinds = list(itertools.product((("So", "."), ("so", "")), ("sbf", "jigsaw"), ("train", "eval")))
+    rows = [
+        (f"{start} w{i} x{i} y{i} z{i}{end}", i % 2, source, split)
+        for i in range(60)
+        for (start, end), source, split in kinds
+    ]
     rows += [("SHOUTING at a row of its own", 1, "sbf", "train")]
     labelled = pd.DataFrame(rows, columns=["text", "label", "source", "split"])
     civil = pd.DataFrame(

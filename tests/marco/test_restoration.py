@@ -1,4 +1,4 @@
-"""What experts restore: the same numbers for both denoiser kinds as by the plainest calls, and statistics of known data."""
+"""What experts restore: for both kinds of denoiser as by the plainest calls, and statistics of known data."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ def test_the_base_model_fills_blanks_with_the_argmax_and_keeps_the_rest(denoiser
 
 
 def copying(denoiser, right, monkeypatch) -> None:
-    """Let the model expect the next token of its source after every beginning of sources that ``right`` accepts."""
+    """Let the model always expect the next token of its source, if ``right`` accepts the source."""
     plain = denoiser.next_logits
 
     def next_logits(roles, sources, targets):

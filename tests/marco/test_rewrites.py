@@ -1,4 +1,4 @@
-"""Rewrites of several methods and their scores: what the store keeps, what an ablation takes away, what a verdict counts."""
+"""Rewrites of several methods and their scores: the store, ablations, what a verdict counts."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from test_marco import adapters as random_adapters
 from companion import paths, profiles
 from companion.marco.denoisers.protocol import BASE, EXPERT
 from companion.marco.evaluation import baselines, rewrites
-from companion.marco.evaluation.rewrites import ablations, filled, marco, methods, shuffled
+from companion.marco.evaluation.rewrites import filled, marco, methods, shuffled, variants
 from companion.marco.evaluation.scores import ALLOWED, Judges, Verdict
 from companion.marco.experts.loading import Experts
 from companion.marco.rewriting import masking, rewriter
@@ -45,15 +45,15 @@ def experts(denoiser, tmp_path, monkeypatch) -> Experts:
 
 
 def stored() -> int:
-    """Number of finished lists of rewrites in the store."""
-    return len(list(paths.cache().glob("rewrites/*/rewrites.json")))
+    """Number of lists of rewrites in the store."""
+    return len(list(paths.cache().glob("rewrites/*/made.json")))
 
 
 # --- the store ---------------------------------------------------------------------------------------
 
 
 def test_the_store_changes_nothing_and_asks_once(experts, monkeypatch):
-    monkeypatch.setattr(rewrites, "TOGETHER", 3)
+    monkeypatch.setattr(rewrites, "STORED", 3)
     plain = Rewriter(experts.denoiser, SETTINGS)(TEXTS)
     made = marco(experts, TEXTS)
     monkeypatch.setattr(
@@ -63,11 +63,11 @@ def test_the_store_changes_nothing_and_asks_once(experts, monkeypatch):
         for a, b in zip(found, plain, strict=True):
             assert (a.original, a.text, a.masked, a.sentence) == (b.original, b.text, b.masked, b.sentence)
             np.testing.assert_allclose(a.divergence, b.divergence, atol=1e-4)  # NaN in the same places
-    assert stored() == 1
+    assert stored() == 3
 
 
 def test_an_interrupted_build_goes_on_where_it_stopped(experts, monkeypatch):
-    monkeypatch.setattr(rewrites, "TOGETHER", 2)
+    monkeypatch.setattr(rewrites, "STORED", 2)
     plainly = Rewriter(experts.denoiser, SETTINGS)(TEXTS)
     masked = [r.masked for r in plainly]
     plain, asked = rewriter.fill, []
@@ -81,7 +81,7 @@ def test_an_interrupted_build_goes_on_where_it_stopped(experts, monkeypatch):
     monkeypatch.setattr(rewriter, "fill", fill)
     with pytest.raises(KeyboardInterrupt):
         filled(experts, TEXTS, masked, SETTINGS)
-    assert stored() == 0
+    assert stored() == 2
     assert filled(experts, TEXTS, masked, SETTINGS) == [r.text for r in plainly]
     assert asked == [TEXTS[0:2], TEXTS[2:4], TEXTS[4:6], TEXTS[4:6], TEXTS[6:]]
 
@@ -106,11 +106,11 @@ def test_the_store_does_not_confuse_what_differs(experts):
         )
     ]
     for settings in [SETTINGS, *changed]:
-        marco(experts, [], settings)
+        marco(experts, ["?!"], settings)
     assert stored() == 1 + len(changed)
     before = stored()
-    marco(experts._replace(fingerprint="others"), [])
-    marco(experts, ["?!"])
+    marco(experts._replace(fingerprint="others"), ["?!"])
+    marco(experts, ["!"])
     filled(experts, ["ok then"], [[]], SETTINGS)
     filled(experts, ["ok then"], [[0]], SETTINGS)
     filled(experts, ["ok then"], [[0]], SETTINGS, (EXPERT,) * 3)
@@ -119,7 +119,7 @@ def test_the_store_does_not_confuse_what_differs(experts):
 
 def test_what_the_store_holds_is_plain_json(experts):
     marco(experts, ["?!", "so it goes"])
-    rows = json.loads(next(paths.cache().glob("rewrites/*/rewrites.json")).read_text(encoding="utf-8"))
+    rows = json.loads(next(paths.cache().glob("rewrites/*/made.json")).read_text(encoding="utf-8"))
     assert rows[0] == {"text": "?!", "masked": [], "divergence": [None]}
     assert all(value >= -1e-6 for value in rows[1]["divergence"])
 
@@ -146,19 +146,19 @@ def test_each_method_answers_each_text(experts, tiny_llama):
 
 def test_ablations_take_away_what_they_say(experts, monkeypatch):
     ours = marco(experts, TEXTS)
-    found = ablations(experts, ours, seed=0)
+    found = variants(experts, ours, seed=0)
     assert found["original"] == TEXTS and found["no anti-expert"] != found["MaRCo"] != found["expert only"]
     sentences, masked = [r.sentence for r in ours], [r.masked for r in ours]
     assert found["expert only"] == rewriter.fill(
         experts.denoiser, sentences, masked, alone(SETTINGS), cast=(EXPERT,) * 3
     )
     monkeypatch.setattr(rewrites, "shuffled", lambda rewrites, seed: [r.masked for r in rewrites])
-    assert ablations(experts, ours, seed=0)["random masks"] == found["MaRCo"]
+    assert variants(experts, ours, seed=0)["random masks"] == found["MaRCo"]
 
 
 def test_without_strength_the_anti_expert_is_not_missed(experts):
     weak = experts._replace(settings=dataclasses.replace(SETTINGS, alpha_anti=0.0))
-    found = ablations(weak, marco(weak, TEXTS), seed=0)
+    found = variants(weak, marco(weak, TEXTS), seed=0)
     assert found["no anti-expert"] == found["MaRCo"] != found["original"]
 
 
@@ -326,7 +326,7 @@ def test_scores_do_not_depend_on_what_else_is_judged(judges):
         assert np.array_equal(getattr(crowd["again"], field.name), getattr(crowd["MaRCo"], field.name))
 
 
-def test_a_shared_text_is_read_once(judges, monkeypatch):
+def test_a_shared_text_is_read_once(judges, monkeypatch, unchecked):
     read = []
     scorer, embedded = judges.scorer, judges.similarity.embedded
     monkeypatch.setattr(

@@ -101,7 +101,7 @@ def test_the_written_rule(trials, chosen):
 
 
 def test_nothing_to_choose_from():
-    with pytest.raises(ValueError, match="no trial"):
+    with pytest.raises(ValueError, match="empty"):
         settings_search.best([])
 
 

@@ -9,18 +9,17 @@ from pathlib import Path
 
 from companion import toxicity
 from companion.errors import CompanionError
-from companion.lm import models, tokens
-from companion.marco.experts import loading
+from companion.lm import tokens
 from companion.marco.rewriting import documents
 from companion.marco.rewriting.documents import Document
 from companion.marco.rewriting.rewriter import Rewriter
 
-LONGEST = 20_000  # characters of a line: about ten minutes on 2 cores
+LINE_LIMIT = 20_000  # characters: about ten minutes on 2 cores
 NOT_UTF8 = "the input is not UTF-8 text: convert it first, for example with iconv."
 
 
 def read(text: str | None, file: Path | None) -> list[str]:
-    """Texts from the argument, or lines of a file or of standard input, without their ends and a byte-order mark.
+    """Texts from the argument, or lines of a file or of standard input, without line ends and BOM.
 
     Raises
     ------
@@ -40,42 +39,30 @@ def read(text: str | None, file: Path | None) -> list[str]:
         except OSError as error:
             raise CompanionError(f"'{file}' cannot be read: {error.strerror}.") from error
         try:
-            lines = [
-                line.removesuffix("\r") for line in raw.decode("utf-8-sig").removesuffix("\n").split("\n")
-            ]
+            whole = raw.decode("utf-8-sig").removesuffix("\n")
         except UnicodeDecodeError as error:
             raise CompanionError(NOT_UTF8) from error
-        if "\0" in "".join(lines):
+        if "\0" in whole:
             raise CompanionError("the input has zero bytes, so it is no text.")
+        lines = [line.removesuffix("\r") for line in whole.split("\n")]
     if not any(line.strip() for line in lines):
         raise CompanionError("there is nothing to rewrite: give a text, --file, or lines on standard input.")
-    long = next((i for i, line in enumerate(lines) if len(line) > LONGEST), None)
-    if long is not None:
-        raise CompanionError(
-            f"line {long + 1} has more than {LONGEST:,} characters: cut it into several lines."
-        )
+    for i, line in enumerate(lines, start=1):
+        if len(line) > LINE_LIMIT:
+            raise CompanionError(
+                f"line {i} has more than {LINE_LIMIT:,} characters: cut it into several lines."
+            )
     return lines
-
-
-def embedded(*, cautious: bool = False) -> Rewriter:
-    """The rewriter of the shipped adapters with the settings chosen for them: for toxic text, or for text of any kind."""
-    experts = loading.shipped(models.load(models.EMBEDDED))
-    return Rewriter(experts.denoiser, experts.cautious if cautious else experts.settings)
 
 
 def rewritten(rewriter: Rewriter, lines: list[str], *, as_json: bool) -> Iterator[str]:
     """The rewritten lines, as text or as JSON objects, some at a time as they are ready."""
     score = toxicity.load("embedded") if as_json else None
-    for start in range(0, len(lines), documents.TOGETHER):
-        some = documents.rewrite(
-            rewriter,
-            lines[start : start + documents.TOGETHER],
-            progress="rewriting" if sys.stderr.isatty() else None,
-        )
-        if score is None:
-            yield from (
-                documents.LINE_BREAK.sub(" ", document.text) for document in some
-            )  # a line stays a line
+    progress = "rewriting" if sys.stderr.isatty() else None
+    for start in range(0, len(lines), documents.PIECES):
+        some = documents.rewrite(rewriter, lines[start : start + documents.PIECES], progress=progress)
+        if score is None:  # a line stays a line
+            yield from (documents.LINE_BREAK.sub(" ", document.text) for document in some)
         else:
             before, after = score([d.original for d in some]), score([d.text for d in some])
             yield from (as_object(*row) for row in zip(some, before, after, strict=True))
@@ -83,7 +70,7 @@ def rewritten(rewriter: Rewriter, lines: list[str], *, as_json: bool) -> Iterato
 
 def as_object(document: Document, before: float, after: float) -> str:
     """One JSON line."""
-    found = {
+    fields = {
         "text": document.original,
         "rewritten": document.text,
         "masked": document.masked,
@@ -93,7 +80,5 @@ def as_object(document: Document, before: float, after: float) -> str:
         ],
         "toxicity": {"before": round(float(before), 4), "after": round(float(after), 4)},
     }
-    line = json.dumps(found, ensure_ascii=False)
-    return documents.LINE_BREAK.sub(
-        lambda mark: f"\\u{ord(mark[0]):04x}", line
-    )  # JSON leaves some as they are
+    line = json.dumps(fields, ensure_ascii=False)  # leaves some line breaks as they are
+    return documents.LINE_BREAK.sub(lambda mark: f"\\u{ord(mark[0]):04x}", line)

@@ -1,4 +1,4 @@
-"""The product of experts at each blank, its strengths to be moved by hand in the built page, without a server."""
+"""The product of experts at each blank, its strengths to be moved by hand in the built page; no server."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from companion.book import censor, plots
 from companion.book.widgets import element
-from companion.marco.denoisers.protocol import ROLES, Denoiser
+from companion.marco.denoisers.protocol import Denoiser
 from companion.marco.rewriting import rewriter
 from companion.marco.rewriting.script import Script
 from companion.marco.rewriting.settings import PUBLISHED, Settings, alone
@@ -31,7 +31,7 @@ SLIDERS = {  # of each strength: its name, and how far and in which steps it can
     "alpha_anti": ("α of the anti-expert", 0.0, 4.0, 0.05),
 }
 
-# Factors of the three models' logits whose winners are candidates, too: between them few other tokens can win.
+# Factors of the three models' logits whose winners are candidates, too: few other tokens can win in between.
 GRID = tuple(
     itertools.product((0.0, 0.2, 0.4, 1.0, 2.0), (0.0, 1.0, 2.0, 4.25, 8.0), (0.0, -0.5, -1.5, -4.0))
 )
@@ -42,7 +42,8 @@ class Blank:
     """What the three models say at the first position of a blank.
 
     ``original`` are the words that stood there. ``following`` is the token after the blank: chosen here,
-    it leaves the blank empty. ``allowed`` tells which tokens may stand here (:meth:`companion.marco.rewriting.script.Script.restrict`).
+    it leaves the blank empty. ``allowed`` tells which tokens may stand here
+    (:meth:`companion.marco.rewriting.script.Script.restrict`).
     """
 
     original: str
@@ -76,30 +77,19 @@ def walk(denoiser: Denoiser, sentence: Sentence, masked: Sequence[int], settings
     that the earlier ones were given.
     """
     source = sentence.masked(masked, denoiser.mask_id)
-    script, (originals, parts), blanks = (
-        Script(source, sentence, denoiser, anchored=True),
-        _cut(sentence, masked),
-        [],
-    )
-    total = script.rest.count(script.mask)
-    decoding, ids = (
-        denoiser.begin(ROLES, [sentence.ids, source, source], [list(script.written)] * len(ROLES)),
-        None,
-    )  # the base alone reads the original
-    while not script.done:
-        logits = decoding.step(ids).float().cpu()
-        scores = rewriter.product(logits[:, None], settings.strengths)
-        if settings.repetition_penalty != 1.0:
-            scores = rewriter.penalised(
-                scores, torch.tensor([script.written or [-1]]), settings.repetition_penalty
-            )
-        script.restrict(scores[0])
-        if script.rest[0] == script.mask and len(blanks) == total - script.rest.count(
-            script.mask
-        ):  # nothing is written in this blank yet
-            blanks.append(Blank(originals[len(blanks)], logits, scores[0] > -torch.inf, script.rest[1]))
-        ids = torch.tensor([script.take(int(scores[0].argmax()))]).expand(len(ROLES))
-    return Blanked(parts, blanks, denoiser.decode(script.written))
+    script, (originals, parts) = Script(source, sentence, denoiser, anchored=True), _cut(sentence, masked)
+    blanks: list[Blank] = []
+
+    def observe(_scripts: list[Script], logits: Tensor, scores: Tensor) -> None:
+        begins = len(blanks) + script.blanks_left == len(originals)  # nothing is written in this blank yet
+        if script.rest[0] == script.blank and begins:
+            original, following = originals[len(blanks)], script.rest[1]
+            blanks.append(Blank(original, logits[:, 0], scores[0] > -torch.inf, following))
+
+    readers = rewriter.readers([sentence], [source], settings)
+    penalty = settings.repetition_penalty
+    [ids] = rewriter.write(denoiser, [script], readers, penalty, observer=observe)
+    return Blanked(parts, blanks, denoiser.decode(ids))
 
 
 def _cut(sentence: Sentence, masked: Sequence[int]) -> tuple[list[str], list[str]]:
@@ -117,7 +107,7 @@ def _cut(sentence: Sentence, masked: Sequence[int]) -> tuple[list[str], list[str
 
 
 def presets(settings: Settings) -> dict[str, Settings]:
-    """Strengths to start from: those in use, the paper's for Social Bias Frames, and the two ablations of chapter 11."""
+    """Strengths to start from: those in use, the paper's for SBF, the two ablations of chapter 11."""
     return {
         "settings in use": settings,
         "SBF as published": PUBLISHED["sbf"],
@@ -142,24 +132,24 @@ def candidates(blank: Blank, starts: Sequence[Settings], top: int = TOP) -> Int[
 
 
 def html(items: Sequence[Blanked], denoiser: Denoiser, starts: Mapping[str, Settings], *, title: str) -> HTML:
-    """Sliders for the product's strengths over some sentences with blanks; the first of ``starts`` is set to begin with.
+    """Sliders for the product's strengths over some sentences with blanks; the first of ``starts`` is set.
 
-    Texts and tokens are masked (:func:`companion.book.censor.censored`). Repetition penalties are left out. The same
-    input gives the same text, and may stand on a page twice.
+    Texts and tokens are censored (:func:`companion.book.censor.censored`). Repetition penalties are left out.
+    The same input gives the same text, and may stand on a page twice.
     """
-    shown = [item for item in items if item.blanks]
-    names = {"columns": ["base", "expert", "anti-expert"], "listed": LISTED}
     data = {
-        **names,
-        "sentences": [_sentence(item, denoiser, list(starts.values())) for item in shown],
+        "columns": ["base", "expert", "anti-expert"],
+        "listed": LISTED,
+        "sentences": [_sentence(item, denoiser, list(starts.values())) for item in items if item.blanks],
         **_controls(starts),
     }
     return element.html(TEMPLATE, "blanks", data, title=title, note=NOTE, accent=plots.DPO)
 
 
 NOTE = (
-    f"Each model offers its {TOP} most likely tokens at the first position of a blank; the winners of the product over a grid of strengths stand with them. "
-    "Probabilities are shares among these candidates, not over the whole vocabulary. A blank is met after the text that the settings in use wrote before it."
+    f"Each model offers its {TOP} most likely tokens at the first position of a blank; the winners of the "
+    "product over a grid of strengths stand with them. Probabilities are shares among these candidates, not "
+    "over the whole vocabulary. A blank is met after the text that the settings in use wrote before it."
 )
 
 

@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from peft import PeftModel
 from torch import Tensor
+from torch.nn.functional import pad
 from transformers import DynamicCache, PreTrainedTokenizerBase
 
 from companion.errors import CompanionError
@@ -24,17 +25,17 @@ ALIKE = 8  # rows of about equal length are read together: in at most so many gr
 
 
 class PrefixDenoiser(Tokenised):
-    """A causal language model with adapters ``base``, ``expert`` and ``anti_expert`` (PEFT), in one pass for all rows."""
+    """A causal language model with adapters for the three roles (PEFT), all in one pass."""
 
     def __init__(self, model: PeftModel, tokenizer: PreTrainedTokenizerBase) -> None:
-        marks = tokenizer.convert_tokens_to_ids([MASK, SEPARATOR])
-        if len({*marks, tokenizer.unk_token_id}) < 2 or None in marks:
+        vocabulary = tokenizer.get_vocab()
+        if MASK not in vocabulary or SEPARATOR not in vocabulary:
             raise CompanionError(
                 f"this model's vocabulary lacks the marks {MASK} and {SEPARATOR} of a denoiser: use SmolLM2."
             )
         super().__init__(tokenizer)
         self.model = model.eval()
-        self.mask_id, self.separator_id = marks
+        self.mask_id, self.separator_id = vocabulary[MASK], vocabulary[SEPARATOR]
 
     def opened(self, source: Sequence[int]) -> list[int]:
         """A source as the model reads it: after a mark, which takes the place of the attention sink.
@@ -57,64 +58,57 @@ class PrefixDenoiser(Tokenised):
 
     def _packed(self, roles: Sequence[str], packed: trie.Trie) -> Float[Tensor, "role rows vocab"]:
         """One packed row: the frozen model reads all sources once, the adapters read on from there."""
-        read = trie.reading(packed, self.separator_id)
+        device, read = self.model.device, trie.reading(packed, self.separator_id)  # node
+        n = int(read.sum())
         order = torch.cat(
             [read.nonzero()[:, 0], (~read).nonzero()[:, 0]]
-        )  # what is read stands before what is written
+        )  # what is read, then what is written
         place = torch.empty_like(order)
         place[order] = torch.arange(len(order))
-        n = int(read.sum())
-        device = self.model.device
-        ids, positions = (
-            torch.tensor(values)[order][None].to(device) for values in (packed.ids, packed.depth)
+        ids = torch.tensor(packed.ids)[order][None].to(device)  # 1, node
+        positions = torch.tensor(packed.depth)[order][None].to(device)  # 1, node
+        attention = torch.zeros(len(order), len(order))
+        attention = attention.masked_fill(~packed.ancestors[order][:, order], -torch.inf)[None, None].to(
+            device
         )
-        mask = (
-            torch.zeros(len(order), len(order))
-            .masked_fill(~packed.ancestors[order][:, order], -torch.inf)[None, None]
-            .to(device)
-        )
-        cache = self._read(ids[:, :n], mask[..., :n, :n], positions[:, :n])
+        cache = self._read(ids[:, :n], attention[..., :n, :n], positions[:, :n])
         cache.batch_repeat_interleave(len(roles))
-        keep = (place[torch.tensor(packed.ends)] - n).to(device)
         return self.model(
-            input_ids=ids[:, n:].expand(len(roles), -1),
-            attention_mask=mask[..., n:, :].expand(len(roles), -1, -1, -1),
+            input_ids=ids[:, n:].expand(len(roles), -1),  # role, written
+            attention_mask=attention[..., n:, :].expand(len(roles), -1, -1, -1),  # role, 1, written, node
             position_ids=positions[:, n:].expand(len(roles), -1),
             past_key_values=cache,
-            logits_to_keep=keep,
+            logits_to_keep=(place[torch.tensor(packed.ends)] - n).to(device),  # rows
             adapter_names=list(roles),
-        ).logits
+        ).logits  # role, rows, vocab
 
     def surprise(
         self, roles: Sequence[str], sources: Sequence[list[int]], targets: Sequence[list[int]]
     ) -> Float[Tensor, "rows role"]:
-        """As in :class:`companion.marco.denoisers.protocol.Denoiser`, with gradients to the adapters of ``roles``: the loss of their training."""
+        """As in :class:`companion.marco.denoisers.protocol.Denoiser`, the loss that adapters are trained by.
+
+        It has gradients to the adapters of ``roles``.
+        """
         device, n = self.model.device, len(roles)
         source = tokens.pad([self.opened(s) for s in sources], "right")
         target = tokens.pad([[self.separator_id, *t, self.end_id] for t in targets], "right")
-        source_mask, target_mask = source.mask.long().to(device), target.mask[:, :-1].long().to(device)
+        source_attention = source.mask.long().to(device)  # rows, source
         with torch.no_grad():
-            cache = self._read(source.ids.to(device), source_mask, source.positions.to(device))
-        cache.batch_repeat_interleave(n)
-        self.model.base_model.set_adapter(list(roles))  # reading has switched their gradients off
-        ids, mask, positions = (
-            values.repeat_interleave(n, dim=0)
-            for values in (
-                target.ids.to(device),
-                torch.cat([source_mask, target_mask], dim=1),
-                source_mask.sum(-1, keepdim=True) + target.positions[:, :-1].to(device),
-            )
-        )
-        written = {
-            "input_ids": ids[:, :-1],
-            "attention_mask": mask,
-            "position_ids": positions,
-            "past_key_values": cache,
-        }
-        logits = self.model(**written, adapter_names=list(roles) * len(sources)).logits
-        return summed(logits, ids[:, 1:], target.mask[:, 1:].to(device).repeat_interleave(n, dim=0)).view(
-            len(sources), n
-        )
+            cache = self._read(source.ids.to(device), source_attention, source.positions.to(device))
+        cache.batch_repeat_interleave(n)  # rows·role: the roles of a row stand side by side
+        self.model.base_model.set_adapter(list(roles))  # type: ignore[operator]  # a LoraModel
+        attention = torch.cat([source_attention, target.mask[:, :-1].long().to(device)], dim=1)
+        positions = source_attention.sum(-1, keepdim=True) + target.positions[:, :-1].to(device)
+        ids = target.ids.to(device).repeat_interleave(n, dim=0)  # rows·role, target
+        logits = self.model(
+            input_ids=ids[:, :-1],
+            attention_mask=attention.repeat_interleave(n, dim=0),  # rows·role, source + target
+            position_ids=positions.repeat_interleave(n, dim=0),
+            past_key_values=cache,
+            adapter_names=list(roles) * len(sources),
+        ).logits  # rows·role, target, vocab
+        real = target.mask[:, 1:].to(device).repeat_interleave(n, dim=0)
+        return summed(logits, ids[:, 1:], real).view(len(sources), n)
 
     def begin(
         self, roles: Sequence[str], sources: Sequence[list[int]], targets: Sequence[list[int]]
@@ -122,14 +116,15 @@ class PrefixDenoiser(Tokenised):
         return _PrefixDecoding(self, roles, sources, targets)
 
     def _read(
-        self, ids: Int[Tensor, "rows pos"], mask: Tensor, positions: Int[Tensor, "rows pos"]
+        self, ids: Int[Tensor, "rows pos"], attention: Tensor, positions: Int[Tensor, "rows pos"]
     ) -> DynamicCache:
         """What the frozen model, without adapters, keeps of the sources."""
         cache = DynamicCache(config=self.model.config)
         with self.model.disable_adapter():
-            self.model.get_base_model().get_decoder()(
+            decoder = self.model.get_base_model().get_decoder()  # type: ignore[operator]  # not any Module
+            decoder(
                 input_ids=ids,
-                attention_mask=mask,
+                attention_mask=attention,
                 position_ids=positions,
                 past_key_values=cache,
                 use_cache=True,
@@ -156,16 +151,15 @@ class _PrefixDecoding:
         if ids is None:
             self.held, logits = self._begin()
         else:
-            self.held, logits = self._written(
-                self.held, ids[:, None], torch.ones_like(ids, dtype=torch.bool)[:, None], self.roles
-            )
+            real = torch.ones_like(ids, dtype=torch.bool)[:, None]
+            self.held, logits = self._written(self.held, ids[:, None], real, self.roles)
         return logits
 
     def keep(self, rows: Sequence[int]) -> None:
         self.held, self.roles = self.held.of(rows), [self.roles[i] for i in rows]
 
     def _begin(self) -> tuple[_Held, Float[Tensor, "rows vocab"]]:
-        """Read the sources and what their targets begin with; rows of about equal length together, for little padding."""
+        """Read the sources and what their targets begin with; those of like length together."""
         unique = list(dict.fromkeys(self.sources))
         place = {source: i for i, source in enumerate(unique)}
         groups = _alike(unique)
@@ -173,78 +167,67 @@ class _PrefixDecoding:
         groups, parts = _alike(self.begun), []
         for rows in groups:
             begun = tokens.pad([self.begun[i] for i in rows], "left")
-            parts.append(
-                self._written(
-                    read.of([place[self.sources[i]] for i in rows]),
-                    begun.ids,
-                    begun.mask,
-                    [self.roles[i] for i in rows],
-                )
-            )
-        held, logits = zip(*parts, strict=True)
-        return _Held.merged(held, groups), torch.cat(logits)[_back(groups)]
+            held = read.of([place[self.sources[i]] for i in rows])
+            parts.append(self._written(held, begun.ids, begun.mask, [self.roles[i] for i in rows]))
+        helds, logits = zip(*parts, strict=True)
+        return _Held.merged(helds, groups), torch.cat(logits)[_back(groups)]
 
     def _read(self, sources: Sequence[Sequence[int]]) -> _Held:
         batch, device = tokens.pad(sources, "left"), self.denoiser.model.device
-        cache = self.denoiser._read(
-            batch.ids.to(device), batch.mask.long().to(device), batch.positions.to(device)
+        attention = batch.mask.long().to(device)
+        return _Held(
+            self.denoiser._read(batch.ids.to(device), attention, batch.positions.to(device)), attention
         )
-        return _Held(cache, batch.mask.long().to(device))
 
     def _written(
-        self, held: _Held, ids: Int[Tensor, "rows pos"], mask: Bool[Tensor, "rows pos"], roles: list[str]
+        self, held: _Held, ids: Int[Tensor, "rows pos"], real: Bool[Tensor, "rows pos"], roles: list[str]
     ) -> tuple[_Held, Float[Tensor, "rows vocab"]]:
         """Append tokens (padded on the left) to each target; the logits of the next."""
-        device = held.mask.device
-        seen = torch.cat([held.mask, mask.long().to(device)], dim=1)
-        positions = (seen.cumsum(-1) - 1)[:, -ids.shape[1] :]
-        given = {
-            "input_ids": ids.to(device),
-            "attention_mask": seen,
-            "position_ids": positions,
-            "past_key_values": held.cache,
-        }
-        last = torch.tensor([-1], device=device)  # as an index: of a slice, torch would multiply row by row
-        logits = self.denoiser.model(**given, logits_to_keep=last, adapter_names=roles).logits[:, -1]
-        return _Held(held.cache, seen), logits
+        device = held.attention.device
+        attention = torch.cat([held.attention, real.long().to(device)], dim=1)  # rows, held + pos
+        logits = self.denoiser.model(
+            input_ids=ids.to(device),
+            attention_mask=attention,
+            position_ids=(attention.cumsum(-1) - 1)[:, -ids.shape[1] :],  # rows, pos
+            past_key_values=held.cache,
+            # as an index: of a slice, torch would multiply row by row
+            logits_to_keep=torch.tensor([-1], device=device),
+            adapter_names=roles,
+        ).logits[:, -1]  # rows, vocab
+        return _Held(held.cache, attention), logits
 
 
 class _Held(NamedTuple):
-    """Keys and values of what some rows have read and written, padded on the left."""
+    """Keys and values of what some rows have read and written, padded on the left, and where they count."""
 
     cache: DynamicCache
-    mask: Int[Tensor, "rows pos"]
+    attention: Int[Tensor, "rows pos"]
 
     def of(self, rows: Sequence[int]) -> _Held:
         """A copy for some of the rows, or several times the same."""
-        at = torch.tensor(rows, device=self.mask.device)
-        return _Held(
-            DynamicCache([(layer.keys[at], layer.values[at]) for layer in self.cache.layers]), self.mask[at]
-        )
+        at = torch.tensor(rows, device=self.attention.device)
+        return _Held(DynamicCache([(k[at], v[at]) for k, v in _layers(self.cache)]), self.attention[at])
 
     @classmethod
     def merged(cls, parts: Sequence[_Held], groups: Sequence[Sequence[int]]) -> _Held:
         """Rows that were computed in groups, in their own order, as wide as the widest."""
-        width, back = max(part.mask.shape[1] for part in parts), _back(groups)
+        width, back = max(part.attention.shape[1] for part in parts), _back(groups)
+        gaps = [width - part.attention.shape[1] for part in parts]
 
-        def joined(values: Sequence[Tensor], dim: int) -> Tensor:
-            return torch.cat(
-                [
-                    torch.cat(
-                        [v.new_zeros(*v.shape[:dim], width - v.shape[dim], *v.shape[dim + 1 :]), v], dim
-                    )
-                    for v in values
-                ]
-            )[back]
+        def joined(values: Sequence[Tensor]) -> Float[Tensor, "rows head pos d"]:
+            return torch.cat([pad(v, (0, 0, gap, 0)) for v, gap in zip(values, gaps, strict=True)])[back]
 
-        layers = zip(*(part.cache.layers for part in parts), strict=True)
+        layers = zip(*(_layers(part.cache) for part in parts), strict=True)
         cache = DynamicCache(
-            [
-                (joined([layer.keys for layer in some], 2), joined([layer.values for layer in some], 2))
-                for some in layers
-            ]
+            [(joined([k for k, _ in some]), joined([v for _, v in some])) for some in layers]
         )
-        return cls(cache, joined([part.mask for part in parts], 1))
+        attention = [pad(part.attention, (gap, 0)) for part, gap in zip(parts, gaps, strict=True)]
+        return cls(cache, torch.cat(attention)[back])
+
+
+def _layers(cache: DynamicCache) -> list[tuple[Tensor, Tensor]]:
+    """Keys and values of each layer (rows, head, pos, d); ours has no layers of another kind."""
+    return [(layer.keys, layer.values) for layer in cache.layers]  # type: ignore[union-attr, misc]
 
 
 def _alike(rows: Sequence[Sequence[int]]) -> list[list[int]]:

@@ -42,13 +42,11 @@ class Seq2SeqDenoiser(Tokenised):
     def _teacher_forced(
         self, model: PreTrainedModel, source: tokens.Batch, target: tokens.Batch
     ) -> Float[Tensor, "rows pos vocab"]:
-        given = {
-            "input_ids": source.ids,
-            "attention_mask": source.mask.long(),
-            "decoder_input_ids": target.ids,
-        }
         return model(
-            **{name: value.to(model.device) for name, value in given.items()}, use_cache=False
+            input_ids=source.ids.to(model.device),
+            attention_mask=source.mask.long().to(model.device),
+            decoder_input_ids=target.ids.to(model.device),
+            use_cache=False,
         ).logits
 
     @torch.inference_mode()
@@ -60,11 +58,11 @@ class Seq2SeqDenoiser(Tokenised):
         real = target.mask[:, 1:].clone()
         real[:, : len(self._begun) - 1] = False  # what every target starts with is given
         shorter = tokens.Batch(target.ids[:, :-1], target.mask[:, :-1])
-        found = []
+        sums = []
         for role in roles:
             logits = self._teacher_forced(self.models[role], source, shorter)
-            found.append(summed(logits, target.ids[:, 1:].to(logits.device), real.to(logits.device)))
-        return torch.stack(found, dim=1)
+            sums.append(summed(logits, target.ids[:, 1:].to(logits.device), real.to(logits.device)))
+        return torch.stack(sums, dim=1)
 
     def begin(
         self, roles: Sequence[str], sources: Sequence[list[int]], targets: Sequence[list[int]]
@@ -83,7 +81,8 @@ class Seq2SeqDenoiser(Tokenised):
 class _Seq2SeqDecoding:
     """Targets of a :class:`Seq2SeqDenoiser` with key-value caches.
 
-    The rows of a role that begin equally long are written together: positions of the decoder count from its cache, which knows no padding.
+    The rows of a role that begin equally long are written together: positions of the decoder count from its
+    cache, which knows no padding.
     """
 
     @torch.inference_mode()
@@ -101,23 +100,21 @@ class _Seq2SeqDecoding:
             rows = torch.tensor([i for i, other in enumerate(kinds) if other == kind])
             model = denoiser.models[kind[0]]
             batch = tokens.pad([sources[i] for i in rows], "right")
-            mask = batch.mask.long().to(model.device)
-            states = model.get_encoder()(input_ids=batch.ids.to(model.device), attention_mask=mask)
+            attention = batch.mask.long().to(model.device)
+            states = model.get_encoder()(input_ids=batch.ids.to(model.device), attention_mask=attention)
             cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
-            self.parts.append(
-                (rows, model, {"encoder_outputs": states, "attention_mask": mask, "past_key_values": cache})
-            )
+            state = {"encoder_outputs": states, "attention_mask": attention, "past_key_values": cache}
+            self.parts.append((rows, model, state))
 
     @torch.inference_mode()
     def step(self, ids: Int[Tensor, "rows"] | None) -> Float[Tensor, "rows vocab"]:
-        found: dict[int, Tensor] = {}
+        next_logits: dict[int, Tensor] = {}
         for rows, model, state in self.parts:
-            given = (
-                torch.tensor([self.begun[i] for i in rows.tolist()]) if ids is None else ids.cpu()[rows, None]
-            )
+            begun = [self.begun[i] for i in rows.tolist()]
+            given = torch.tensor(begun) if ids is None else ids.cpu()[rows, None]
             logits = model(decoder_input_ids=given.to(model.device), use_cache=True, **state).logits[:, -1]
-            found |= dict(zip(rows.tolist(), logits, strict=True))
-        return torch.stack([found[i] for i in range(len(found))])
+            next_logits |= dict(zip(rows.tolist(), logits, strict=True))
+        return torch.stack([next_logits[i] for i in range(len(next_logits))])
 
     def keep(self, rows: Sequence[int]) -> None:
         place, parts = {old: new for new, old in enumerate(rows)}, []

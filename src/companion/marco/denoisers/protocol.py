@@ -1,7 +1,8 @@
 """Denoising language models: score the next token of a text, given a corrupted copy of it.
 
-One interface, two kinds: :class:`companion.marco.denoisers.causal.PrefixDenoiser`, a causal language model with
-adapters, and :class:`companion.marco.denoisers.encoder_decoder.Seq2SeqDenoiser`, encoder-decoders as in the paper.
+One interface, two kinds: :class:`companion.marco.denoisers.causal.PrefixDenoiser`, a causal language model
+with adapters, and :class:`companion.marco.denoisers.encoder_decoder.Seq2SeqDenoiser`, encoder-decoders as in
+the paper.
 """
 
 from __future__ import annotations
@@ -57,19 +58,19 @@ class Denoiser(Protocol):
     def next_logits(
         self, roles: Sequence[str], sources: Sequence[list[int]], targets: Sequence[list[int]]
     ) -> Iterator[Float[Tensor, "role rows vocab"]]:
-        """Logits of the token after each target, given its source, for each role; some rows at a time, in order."""
+        """Logits of the token after each target, given its source; some rows at a time, in order."""
         ...
 
     def surprise(
         self, roles: Sequence[str], sources: Sequence[list[int]], targets: Sequence[list[int]]
     ) -> Float[Tensor, "rows role"]:
-        """Cross-entropy of each target (its end included) given its source, summed over tokens, in nats; all rows in one batch."""
+        """Cross-entropy (nats) of each target and its end given its source, summed over tokens; one batch."""
         ...
 
     def begin(
         self, roles: Sequence[str], sources: Sequence[list[int]], targets: Sequence[list[int]]
     ) -> Decoding:
-        """Start writing one target per source, each with the model of its role and after what ``targets`` says already."""
+        """Start writing one target per source, with the model of its role, after what ``targets`` says."""
         ...
 
 
@@ -82,20 +83,21 @@ class Tokenised:
 
     def encode(self, text: str) -> Encoded:
         """As in :class:`Denoiser`."""
-        found = self.tokenizer(
+        encoded = self.tokenizer(
             text, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True
         )
-        return Encoded(found["input_ids"], found["offset_mapping"])
+        return Encoded(encoded["input_ids"], encoded["offset_mapping"])
 
     def decode(self, ids: Sequence[int]) -> str:
         """As in :class:`Denoiser`."""
-        return self.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        plain = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}
+        return self.tokenizer.decode(list(ids), **plain)  # type: ignore[return-value]  # of one row: one text
 
 
 def summed(
     logits: Float[Tensor, "rows pos vocab"], ids: Int[Tensor, "rows pos"], real: Bool[Tensor, "rows pos"]
 ) -> Float[Tensor, "rows"]:
-    """Cross-entropy of the real tokens of each row, summed in fp32: what :meth:`Denoiser.surprise` is made of."""
+    """Cross-entropy of the real tokens of each row, summed in fp32 (for :meth:`Denoiser.surprise`)."""
     each = torch.zeros(real.shape, device=logits.device)
     each[real] = cross_entropy(logits[real].float(), ids[real], reduction="none")
     return each.sum(-1)

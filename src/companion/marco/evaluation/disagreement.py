@@ -7,11 +7,11 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
+from numpy.typing import ArrayLike
 
-from companion import store
-from companion.marco.denoisers.protocol import ANTI_EXPERT, EXPERT, ROLES, Denoiser
-from companion.marco.evaluation.restoration import NAMES, readable
+from companion.marco.denoisers.protocol import ROLES, Denoiser
+from companion.marco.evaluation.restoration import NAMES, kept, readable
 from companion.marco.experts.loading import Experts
 from companion.marco.rewriting import masking, words
 from companion.metrics import estimates
@@ -20,43 +20,45 @@ from companion.metrics.estimates import Estimate
 SHUFFLES = 2000
 
 
-def swing(difference: Float[np.ndarray, "texts"], labels: Sequence[int], seed: int = 0) -> Estimate:
-    """Mean of a difference on toxic texts (label 1) less its mean on the others."""
-    difference, labels = np.asarray(difference), np.asarray(labels)
+def swing(difference: ArrayLike, labels: ArrayLike, seed: int = 0) -> Estimate:
+    """Mean of a difference per text on toxic texts (label 1) less its mean on the others."""
+    values, toxic = np.asarray(difference, dtype=np.float64), np.asarray(labels) == 1
 
     def of(rows: np.ndarray) -> float:
-        toxic = labels[rows] == 1
-        if toxic.all() or not toxic.any():
-            return float("nan")
-        return float(difference[rows][toxic].mean() - difference[rows][~toxic].mean())
+        return _swing(values[rows], toxic[rows])
 
-    return estimates.bootstrap(of, len(difference), seed)
+    return estimates.bootstrap(of, len(values), seed)
 
 
-def shuffled_swing(difference: Float[np.ndarray, "texts"], labels: Sequence[int], seed: int = 0) -> Estimate:
+def shuffled_swing(difference: ArrayLike, labels: ArrayLike, seed: int = 0) -> Estimate:
     """The same when the labels say nothing: mean and middle 95 % over shuffles of the labels."""
-    difference, labels = np.asarray(difference), np.asarray(labels) == 1
+    values, toxic = np.asarray(difference, dtype=np.float64), np.asarray(labels) == 1
     generator = np.random.default_rng(seed)
-    drawn = [
-        difference[s].mean() - difference[~s].mean()
-        for s in (generator.permutation(labels) for _ in range(SHUFFLES))
-    ]
-    low, high = np.quantile(drawn, [0.025, 0.975])
-    return Estimate(float(np.mean(drawn)), float(low), float(high), len(difference))
+    drawn = [_swing(values, generator.permutation(toxic)) for _ in range(SHUFFLES)]
+    low, high = np.quantile(drawn, estimates.INTERVAL)
+    return Estimate(float(np.mean(drawn)), float(low), float(high), len(values))
+
+
+def _swing(values: Float[np.ndarray, "texts"], toxic: Bool[np.ndarray, "texts"]) -> float:
+    if toxic.all() or not toxic.any():
+        return float("nan")
+    return float(values[toxic].mean() - values[~toxic].mean())
 
 
 def opinions(model: Denoiser, blanks: Sequence[tuple[str, str]], k: int = 5) -> pd.DataFrame:
-    """What each role expects in a blank: for each (sentence, word to blank) the divergence in nats and each role's top ``k`` next tokens."""
+    """What each role expects in a blank.
+
+    For each (sentence, word to blank): the divergence in nats and each role's top ``k`` next tokens.
+    """
     sources, targets = [], []
     for text, word in blanks:
         sentence = words.split(model, text)
-        j = next(j for j, w in enumerate(sentence.words) if text[w.start : w.end] == word)
+        j = next(j for j in range(len(sentence.words)) if sentence.spelling(j) == word)
         sources.append(sentence.masked([j], model.mask_id))
         targets.append(sentence.ids[: sentence.words[j].tokens.start])
     logits = torch.cat([part.float().cpu() for part in model.next_logits(ROLES, sources, targets)], dim=1)
-    divergence = masking.jensen_shannon(logits[ROLES.index(EXPERT)], logits[ROLES.index(ANTI_EXPERT)]).clamp(
-        min=0
-    )
+    _, expert, anti = logits
+    divergence = masking.jensen_shannon(expert, anti).clamp(min=0)
     best = logits.softmax(-1).topk(k)
     rows = []
     for i, source in enumerate(sources):
@@ -68,37 +70,40 @@ def opinions(model: Denoiser, blanks: Sequence[tuple[str, str]], k: int = 5) -> 
     return pd.DataFrame(rows)
 
 
-def disagreement(experts: Experts, texts: Sequence[str]) -> list[Float[np.ndarray, "words"]]:
-    """Divergence of expert and anti-expert at each word of each text (marks and links left out), from the store or measured now."""
+def disagreement(experts: Experts, texts: Sequence[str]) -> list[Float[np.ndarray, "_words"]]:
+    """Divergence of expert and anti-expert at each word of each text, from the store or measured now.
+
+    Marks and links are left out.
+    """
+    sentences = [words.split(experts.denoiser, text) for text in texts]
 
     def make() -> list[list[float]]:
-        scores = masking.divergences(
-            experts.denoiser, [words.split(experts.denoiser, text) for text in texts]
-        )
+        scores = masking.divergences(experts.denoiser, sentences)
         return [row[~np.isnan(row)].clip(min=0).tolist() for row in scores]  # rounding may give −1e-9
 
-    key = {
-        "experts": experts.fingerprint,
-        "texts": store.key_of({"texts": list(texts)}),
-        "what": "divergences",
-    }
-    return [np.array(row) for row in store.kept("restored", key, make)]
+    return [np.array(row, dtype=np.float64) for row in kept(experts, texts, "divergences", make)]
 
 
-def relative(scores: Sequence[Float[np.ndarray, "words"]]) -> list[Float[np.ndarray, "words"]]:
-    """Divergences over the mean of their sentence: 1 is an average word (all of them where nothing diverges). One word alone says nothing and is left out."""
+def relative(scores: Sequence[Float[np.ndarray, "_words"]]) -> list[Float[np.ndarray, "_words"]]:
+    """Divergences over the mean of their sentence: 1 is an average word (all are where nothing diverges).
+
+    One word alone says nothing and is left out.
+    """
     return [row / row.mean() if row.any() else np.ones_like(row) for row in scores if len(row) > 1]
 
 
 def by_position(
-    scores: Sequence[Float[np.ndarray, "words"]], positions: int, seed: int = 0
+    scores: Sequence[Float[np.ndarray, "_words"]], positions: int, seed: int = 0
 ) -> list[Estimate]:
-    """Mean relative divergence of the first, second, … word, over the sentences that have one; stops where fewer than two have."""
+    """Mean relative divergence of the first, second, … word, over the sentences that have one.
+
+    Stops where fewer than two have.
+    """
     columns = [[row[k] for row in relative(scores) if len(row) > k] for k in range(positions)]
     return [estimates.mean(column, seed) for column in columns if len(column) > 1]
 
 
-def random_word(scores: Sequence[Float[np.ndarray, "words"]], seed: int = 0) -> Estimate:
+def random_word(scores: Sequence[Float[np.ndarray, "_words"]], seed: int = 0) -> Estimate:
     """The same of one word per sentence drawn at random: how far from 1 chance alone goes (control)."""
     generator = np.random.default_rng(seed)
     return estimates.mean([generator.choice(row) for row in relative(scores)], seed)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 
 import numpy as np
 from jaxtyping import Float
@@ -18,19 +17,16 @@ from companion.marco.rewriting.words import FUNCTION_WORDS
 from companion.metrics.text import word_list
 
 # Plain words by which people name groups; slurs are no mention that should survive.
-GROUPS = """
-    african africans american americans arab arabs asian asians australian bisexual black blacks blind boy boys british brown catholic catholics
-    chinese christian christians deaf disabled european elderly female females feminist feminists french gay gays german girl girls hindu hindus
-    hispanic immigrant immigrants indian indians irish islam islamic italian jamaican japanese jew jewish jews korean lady ladies latino latinos
-    lesbian lesbians male males man men mexican mexicans migrant migrants mother mothers mum muslim muslims nigerian old pakistani poor queer
-    refugee refugees romani russian sikh somali straight tourists transgender trans vegan vegans wheelchair white whites wife woman women young
+_GROUPS = """
+    african africans american americans arab arabs asian asians australian bisexual black blacks blind boy
+    boys british brown catholic catholics chinese christian christians deaf disabled european elderly
+    female females feminist feminists french gay gays german girl girls hindu hindus hispanic immigrant
+    immigrants indian indians irish islam islamic italian jamaican japanese jew jewish jews korean lady
+    ladies latino latinos lesbian lesbians male males man men mexican mexicans migrant migrants mother
+    mothers mum muslim muslims nigerian old pakistani poor queer refugee refugees romani russian sikh
+    somali straight tourists transgender trans vegan vegans wheelchair white whites wife woman women young
 """
-
-
-@cache
-def groups() -> frozenset[str]:
-    """Lower-cased words for groups."""
-    return frozenset(GROUPS.split())
+GROUPS = frozenset(_GROUPS.split())
 
 
 @dataclass(frozen=True)
@@ -46,18 +42,14 @@ def survival(
 ) -> tuple[Survival, Survival]:
     """Words for groups, and other content words of the sentences that have such words (the control).
 
-    ``terms`` adds words that are known to name a group in each sentence; nothing that is not in the sentence counts.
+    ``terms`` adds words that are known to name a group in each sentence; only what is in the sentence counts.
     """
     rows = []
     for original, rewrite, term in zip(originals, rewrites, terms or [""] * len(originals), strict=True):
         words, left = set(word_list(original)), set(word_list(rewrite))
-        named = words & (groups() | set(word_list(term)))
-        others = {
-            word
-            for word in words - named
-            if word not in FUNCTION_WORDS and re.fullmatch(r"[^\W\d_]{3,}", word)
-        }
+        named = words & (GROUPS | set(word_list(term)))
+        others = {w for w in words - named - FUNCTION_WORDS if re.fullmatch(r"[^\W\d_]{3,}", w)}
         if named:
             rows.append((len(named & left), len(named), len(others & left), len(others)))
-    found = np.array(rows, dtype=float).reshape(-1, 4)
-    return Survival(found[:, 0], found[:, 1]), Survival(found[:, 2], found[:, 3])
+    kept, of, others_kept, others_of = np.array(rows, dtype=float).reshape(-1, 4).T
+    return Survival(kept, of), Survival(others_kept, others_of)

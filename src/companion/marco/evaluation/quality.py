@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import TypeVar
 
 import numpy as np
 import torch
 from jaxtyping import Float
+from numpy.typing import ArrayLike
 from sacrebleu import sentence_bleu
 from transformers import AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from companion.lm import models, sentence_encoder, tokens
+from companion.metrics.estimates import TOXIC
 
+Read = TypeVar("Read")
 SHIPPED = "all-minilm-l6-v2"
 LAYERS = {"roberta-large": 17}  # whose states agree best with human judgement (Zhang et al., 2020)
+
+
+def once(read: Callable[[list[str]], Iterable[Read]], texts: Iterable[str]) -> dict[str, Read]:
+    """What ``read`` says of each text; one that occurs several times is read once."""
+    unique = list(dict.fromkeys(texts))
+    return dict(zip(unique, read(unique), strict=True))
 
 
 class Similarity:
@@ -25,18 +35,17 @@ class Similarity:
     @torch.inference_mode()
     def embedded(self, texts: Sequence[str]) -> Float[np.ndarray, "texts 384"]:
         """Unit vectors of texts."""
-        found = np.zeros((len(texts), 384))
+        unit = np.zeros((len(texts), 384))
         for rows, batch in tokens.batches(self.tokenizer, texts, sentence_encoder.MAX_TOKENS, 64):
             vectors = sentence_encoder.embed(self.encoder, batch)
-            found[rows] = (vectors / vectors.norm(dim=-1, keepdim=True)).numpy()
-        return found
+            unit[rows] = (vectors / vectors.norm(dim=-1, keepdim=True)).numpy()
+        return unit
 
-    def __call__(self, texts: Sequence[str], others: Sequence[str]) -> Float[np.ndarray, "texts"]:
+    def __call__(self, texts: Iterable[str], others: Iterable[str]) -> Float[np.ndarray, "texts"]:
         """Cosine of each pair: 1 for equal texts. A text that occurs several times is read once."""
-        texts, others = tokens.checked(texts), tokens.checked(others)
-        place = {text: i for i, text in enumerate(dict.fromkeys([*texts, *others]))}
-        vectors = self.embedded(list(place))
-        return (vectors[[place[text] for text in texts]] * vectors[[place[text] for text in others]]).sum(-1)
+        pairs = list(zip(tokens.checked(texts), tokens.checked(others), strict=True))
+        vectors = once(self.embedded, [text for pair in pairs for text in pair])
+        return np.array([(vectors[a] * vectors[b]).sum() for a, b in pairs])
 
 
 class TokenSimilarity:
@@ -51,25 +60,25 @@ class TokenSimilarity:
         self.encoder, self.tokenizer = sentence_encoder.load_encoder() if name == SHIPPED else _from_hub(name)
 
     @torch.inference_mode()
-    def states(self, texts: Sequence[str]) -> list[Float[torch.Tensor, "tokens d"]]:
+    def states(self, texts: Sequence[str]) -> list[Float[torch.Tensor, "_tokens d"]]:
         """Unit vectors of the tokens of each text, without the special ones at its ends."""
-        found: list[torch.Tensor] = [torch.zeros(0, 0)] * len(texts)
+        unit: list[torch.Tensor] = [torch.zeros(0, 0)] * len(texts)
         for rows, batch in tokens.batches(self.tokenizer, texts, sentence_encoder.MAX_TOKENS, 64):
             hidden = self.encoder(
                 input_ids=batch.ids, attention_mask=batch.mask.long(), output_hidden_states=True
             ).hidden_states[self.layer]
             for i, vectors, real in zip(rows, hidden, batch.mask, strict=True):
-                found[i] = torch.nn.functional.normalize(vectors[real][1:-1], dim=-1)
-        return found
+                unit[i] = torch.nn.functional.normalize(vectors[real][1:-1], dim=-1)
+        return unit
 
-    def __call__(self, texts: Sequence[str], others: Sequence[str]) -> Float[np.ndarray, "texts"]:
+    def __call__(self, texts: Iterable[str], others: Iterable[str]) -> Float[np.ndarray, "texts"]:
         """F1 of each pair: 1 for equal texts, 0 if one is empty."""
-        texts, others = tokens.checked(texts), tokens.checked(others)
-        known = dict(zip(unique := list(dict.fromkeys([*texts, *others])), self.states(unique), strict=True))
+        pairs = list(zip(tokens.checked(texts), tokens.checked(others), strict=True))
+        states = once(self.states, [text for pair in pairs for text in pair])
         return np.array(
             [
-                _matched(known[a] @ known[b].T) if len(known[a]) and len(known[b]) else float(a == b)
-                for a, b in zip(texts, others, strict=True)
+                _matched(states[a] @ states[b].T) if len(states[a]) and len(states[b]) else float(a == b)
+                for a, b in pairs
             ]
         )
 
@@ -87,19 +96,17 @@ def _from_hub(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         return AutoModel.from_pretrained(name).eval(), AutoTokenizer.from_pretrained(name)
 
 
-def bleu(texts: Sequence[str], originals: Sequence[str]) -> Float[np.ndarray, "texts"]:
+def bleu(texts: Iterable[str], originals: Iterable[str]) -> Float[np.ndarray, "texts"]:
     """Sentence BLEU against the original, 0 to 1 (SacreBLEU): how much of the wording is kept."""
     both = zip(tokens.checked(texts), tokens.checked(originals), strict=True)
     return np.array([sentence_bleu(text, [original]).score / 100 for text, original in both])
 
 
-def joint(
-    toxicity: Float[np.ndarray, "texts"],
-    similarity: Float[np.ndarray, "texts"],
-    fluent: Float[np.ndarray, "texts"],
-) -> Float[np.ndarray, "texts"]:
-    """ParaDetox's joint score per sentence: not toxic × similar × fluent (Logacheva et al., 2022, section 5).
+def joint(toxicity: ArrayLike, similarity: ArrayLike, fluent: ArrayLike) -> Float[np.ndarray, "texts"]:
+    """ParaDetox's joint score per sentence: not toxic × similar × fluent.
 
-    Not toxic: the scorer's probability is below .5. Similarity: the cosine, at least 0. ``fluent``: 0 or 1.
+    Source: Logacheva et al. (2022), section 5.
+    Not toxic: the scorer's probability is below ``TOXIC``. Similarity: the cosine, at least 0. ``fluent``:
+    0 or 1.
     """
-    return (np.asarray(toxicity) < 0.5) * np.clip(similarity, 0, None) * np.asarray(fluent)
+    return (np.asarray(toxicity) < TOXIC) * np.clip(similarity, 0, None) * np.asarray(fluent)

@@ -1,16 +1,17 @@
 """What a denoiser restores of held-out comments, and where expert and anti-expert disagree.
 
-All goes through :class:`companion.marco.denoisers.protocol.Denoiser`, so that adapters and encoder-decoders are asked
-the same, and gives one number per text, so that intervals can resample texts. What takes long is kept in the store.
+All goes through :class:`companion.marco.denoisers.protocol.Denoiser`, so that adapters and encoder-decoders
+are asked the same, and gives one number per text, so that intervals can resample texts. What takes long is
+kept in the store.
 """
 
 from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -33,28 +34,29 @@ from companion.marco.rewriting.words import Sentence
 from companion.profiles import Profile
 
 NAMES = {BASE: "base", EXPERT: "expert", ANTI_EXPERT: "anti-expert"}  # in tables and figures
-BLANK = -1  # stands for a mask among token positions
-TOGETHER = 96  # targets written together, over all roles: more would fill memory with keys and values
+MASK = -1  # stands for a mask among token positions
+TARGETS = 96  # written together, over all roles: more would fill memory with keys and values
 
 
 def student(profile: Profile, config: AdapterConfig) -> PrefixDenoiser:
-    """A fresh base adapter on a fresh copy of the profile's model; where the experts are encoder-decoders, on the model that ships with the book."""
-    return adapter_training.attach(
-        models.load(models.EMBEDDED if profile.experts == "bart" else profile.model), config
-    )
+    """A fresh base adapter on a fresh copy of the profile's model.
+
+    Where the experts are encoder-decoders, it is on the model that ships with the book.
+    """
+    name = models.EMBEDDED if profile.experts == "bart" else profile.model
+    return adapter_training.attach(models.load(name), config)
 
 
 def held_out(profile: Profile) -> pd.DataFrame:
-    """``infilled_comments`` evaluation rows (text, label), the labels in turn: embedded comments, or all four public sources."""
-    rows = (
-        corpus.balanced("eval", profile.seed)
-        if profile.data == "public"
-        else by_profile.comments(profile, "eval")
-    )
-    each = min(
-        profile.infilled_comments // 2 or len(rows), *(int((rows.label == label).sum()) for label in (0, 1))
-    )
-    halves = [by_profile.spread(rows[rows.label == label], each) for label in (0, 1)]
+    """``infilled_comments`` evaluation rows (text, label), the labels in turn.
+
+    They are the embedded comments, or of all four public sources.
+    """
+    public = profile.data == "public"
+    rows = corpus.balanced("eval", profile.seed) if public else by_profile.comments(profile, "eval")
+    classes = [rows[rows.label == label] for label in (0, 1)]
+    each = min(profile.infilled_comments // 2 or len(rows), *map(len, classes))
+    halves = [by_profile.spread(some, each) for some in classes]
     return pd.concat(halves)[["text", "label"]].sort_index(kind="stable").reset_index(drop=True)
 
 
@@ -67,33 +69,31 @@ class Corrupted(NamedTuple):
 
 
 def corrupt(model: Denoiser, texts: Sequence[str], seed: int) -> list[Corrupted]:
-    """Mask 30 % of the words of every text (none stays intact). The noise belongs to a text, whatever stands beside it."""
-    found = []
+    """Mask 30 % of the words of every text (none stays intact).
+
+    The noise belongs to a text, whatever stands beside it.
+    """
+    rows = []
     for text in texts:
         sentence, noise = words.split(model, text), random.Random(f"{seed} {text}")
-        n = len(sentence.ids)
-        places = examples.pieces(
-            sentence._replace(ids=list(range(n)))
-        )  # positions in the place of ids, so that we see what is gone
-        kept = list(range(n))
-        while BLANK not in kept:
-            kept = infilled(places, BLANK, noise)
-        source = [model.mask_id if place == BLANK else sentence.ids[place] for place in kept]
-        found.append(
-            Corrupted(sentence, source, [sentence.ids[gone.start : gone.stop] for gone in _gaps(kept, n)])
-        )
-    return found
+        left = list(range(len(sentence.ids)))  # positions in the place of ids, so that we see what is gone
+        places = examples.pieces(sentence._replace(ids=left))
+        while MASK not in left:
+            left = infilled(places, MASK, noise)
+        source = [model.mask_id if place == MASK else sentence.ids[place] for place in left]
+        rows.append(Corrupted(sentence, source, _hidden(left, sentence.ids)))
+    return rows
 
 
-def _gaps(kept: Sequence[int], n: int) -> list[range]:
-    """Positions that each blank stands for; blanks side by side are one, as in rewriting."""
-    found, before = [], -1
-    for place, following in zip(kept, [*kept[1:], n], strict=True):
-        if place != BLANK:
+def _hidden(left: Sequence[int], ids: list[int]) -> list[list[int]]:
+    """What each blank stands for, given the positions that are left; masks side by side are one blank."""
+    hidden, before = [], -1
+    for place, following in zip(left, [*left[1:], len(ids)], strict=True):
+        if place != MASK:
             before = place
-        elif following != BLANK:
-            found.append(range(before + 1, following))
-    return found
+        elif following != MASK:
+            hidden.append(ids[before + 1 : following])
+    return hidden
 
 
 def readable(model: Denoiser, source: Sequence[int]) -> str:
@@ -106,35 +106,33 @@ def readable(model: Denoiser, source: Sequence[int]) -> str:
 def losses(
     model: Denoiser, sources: Sequence[list[int]], targets: Sequence[list[int]], roles: Sequence[str] = ROLES
 ) -> Float[np.ndarray, "role texts"]:
-    """Cross-entropy per token of each target (its end included) given its source, as each role would write it, in nats."""
-    found = np.zeros((len(roles), len(targets)))
-    for rows in tokens.by_length(
-        targets, TOGETHER // (4 * len(roles))
-    ):  # logits of whole targets: a few at a time
+    """Cross-entropy (nats per token) of each target and its end given its source, by role."""
+    per_token = np.zeros((len(roles), len(targets)))
+    few = TARGETS // (4 * len(roles))  # logits of whole targets are large
+    for rows in tokens.by_length(targets, few):
         sums = model.surprise(roles, [sources[i] for i in rows], [targets[i] for i in rows])
-        found[:, rows] = sums.T.cpu().numpy() / np.array([len(targets[i]) + 1 for i in rows])
-    return found
+        per_token[:, rows] = sums.T.cpu().numpy() / np.array([len(targets[i]) + 1 for i in rows])
+    return per_token
 
 
 @torch.inference_mode()
 def write(model: Denoiser, sources: Sequence[list[int]], sentences: Sequence[Sentence]) -> list[list[int]]:
     """What the base model writes, greedily and anchored, given each source."""
-    found: list[list[int]] = [[] for _ in sources]
-    for rows in tokens.by_length(sources, TOGETHER):
-        some = [sources[i] for i in rows]
-        scripts = [
-            Script(source, sentences[i], model, anchored=True) for i, source in zip(rows, some, strict=True)
-        ]
-        for i, ids in zip(rows, rewriter.write(model, scripts, [Reader(BASE, 1.0, some)]), strict=True):
-            found[i] = ids
-    return found
+    written: list[list[int]] = [[] for _ in sources]
+    for rows in tokens.by_length(sources, TARGETS):
+        scripts = [Script(sources[i], sentences[i], model, anchored=True) for i in rows]
+        base = Reader(BASE, 1.0, [sources[i] for i in rows])
+        for i, ids in zip(rows, rewriter.write(model, scripts, [base]), strict=True):
+            written[i] = ids
+    return written
 
 
 @torch.inference_mode()
 def copies(model: Denoiser, sentences: Sequence[Sentence]) -> list[bool]:
     """Whether the base model, reading each text intact and writing freely and greedily, returns it exactly.
 
-    It does if after every beginning of the text the next token is the likeliest: one pass instead of one per token.
+    It does if after every beginning of the text the next token is the likeliest: one pass instead of one per
+    token.
     """
     expected = [
         (i, t, token)
@@ -142,28 +140,28 @@ def copies(model: Denoiser, sentences: Sequence[Sentence]) -> list[bool]:
         for t, token in enumerate([*sentence.ids, model.end_id])
     ]
     banned = [mark for mark in model.marks if mark != model.end_id]
-    found, done = [True] * len(sentences), 0
+    copied, done = [True] * len(sentences), 0
     for [logits] in model.next_logits(
         (BASE,), [sentences[i].ids for i, _, _ in expected], [sentences[i].ids[:t] for i, t, _ in expected]
     ):
         logits[:, banned] = -torch.inf
         for (i, _, token), likeliest in zip(expected[done:], logits.argmax(-1).tolist(), strict=False):
-            found[i] &= token == likeliest
+            copied[i] &= token == likeliest
         done += len(logits)
-    return found
+    return copied
 
 
-def fills(written: Sequence[int], source: Sequence[int], mask: int, end: int) -> list[list[int]]:
+def fills(written: Sequence[int], source: Sequence[int], mask_id: int, end_id: int) -> list[list[int]]:
     """What an anchored text says at each blank: everything before the next fixed token, or before the end."""
-    whole, at, found = [*written, end], 0, []
-    for token, following in zip(source, [*source[1:], end], strict=True):
-        if token != mask:
+    whole, at, answers = [*written, end_id], 0, []
+    for token, following in zip(source, [*source[1:], end_id], strict=True):
+        if token != mask_id:
             at += 1
-        elif following != mask:
+        elif following != mask_id:
             stop = whole.index(following, at)
-            found.append(whole[at:stop])
+            answers.append(whole[at:stop])
             at = stop
-    return found
+    return answers
 
 
 @dataclass(frozen=True)
@@ -191,21 +189,15 @@ class Restored:
 
 def measure(experts: Experts, texts: Sequence[str], seed: int) -> Restored:
     """Losses, exact copies and exact spans of some texts, from the store or measured now."""
-    model, key = (
-        experts.denoiser,
-        {"experts": experts.fingerprint, "texts": store.key_of({"texts": list(texts)}), "seed": seed},
-    )
-    masked = corrupt(model, texts, seed)
-    sources, sentences = [c.source for c in masked], [c.sentence for c in masked]
+    model, masked = experts.denoiser, corrupt(experts.denoiser, texts, seed)
+    sentences, sources, hidden = (list(column) for column in zip(*masked, strict=True))
     intact = [sentence.ids for sentence in sentences]
-
-    copied = store.kept("restored", {**key, "what": "copies"}, lambda: copies(model, sentences))
-    written = store.kept("restored", {**key, "what": "spans"}, lambda: write(model, sources, sentences))
-    loss = store.kept("restored", {**key, "what": "losses"}, lambda: losses(model, sources, intact).tolist())
+    copied = kept(experts, texts, "copies", lambda: copies(model, sentences))
+    written = kept(experts, texts, f"spans {seed}", lambda: write(model, sources, sentences))
+    loss = kept(experts, texts, f"losses {seed}", lambda: losses(model, sources, intact).tolist())
     answers = [
         fills(ids, source, model.mask_id, model.end_id) for ids, source in zip(written, sources, strict=True)
     ]
-    hidden = [c.hidden for c in masked]
     return Restored(
         loss={role: np.array(row) for role, row in zip(ROLES, loss, strict=True)},
         copied=np.array(copied, dtype=float),
@@ -216,11 +208,12 @@ def measure(experts: Experts, texts: Sequence[str], seed: int) -> Restored:
 
 
 def _right(answers: list[list[list[int]]], hidden: list[list[list[int]]]) -> Float[np.ndarray, "texts"]:
-    """Number of blanks per text that are filled with what they hide; a text with fewer answers than blanks gives them in turn."""
-    return np.array(
-        [
-            sum(a[k % len(a)] == span for k, span in enumerate(h))
-            for a, h in zip(answers, hidden, strict=True)
-        ],
-        dtype=float,
-    )
+    """Number of blanks per text that are filled with what they hide; too few answers are given in turn."""
+    both = zip(answers, hidden, strict=True)
+    return np.array([sum(a[k % len(a)] == span for k, span in enumerate(h)) for a, h in both], dtype=float)
+
+
+def kept(experts: Experts, texts: Sequence[str], what: str, make: Callable[[], Any]) -> Any:
+    """What experts make of some texts (JSON-able), from the store or made now."""
+    key = {"experts": experts.fingerprint, "texts": store.key_of({"texts": list(texts)}), "what": what}
+    return store.kept("restored", key, make)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from companion import toxicity
 from companion.lm import models
@@ -22,7 +22,7 @@ ALLOWED = 1.25  # a rewrite counts as fluent if it is at most this much more per
 
 @dataclass(frozen=True)
 class Verdict:
-    """Scores of some rewrites, one number per sentence; ``base_nll`` and ``base_count`` are their originals'."""
+    """Scores of some rewrites, one number per sentence; ``base_…`` are those of the originals."""
 
     texts: list[str]
     toxicity: Float[np.ndarray, "texts"]
@@ -37,13 +37,9 @@ class Verdict:
 
     @property
     def fluent(self) -> Float[np.ndarray, "texts"]:
-        """1 where the judge finds the text at most ``ALLOWED`` times as perplexing as its original; 0 for an empty one."""
-        some = self.count > 0
-        own = np.divide(self.nll, self.count, out=np.full(len(some), np.inf), where=some)
-        base = np.divide(
-            self.base_nll, self.base_count, out=np.full(len(some), np.inf), where=self.base_count > 0
-        )
-        return (own <= base + np.log(ALLOWED)).astype(float) * some
+        """1 where a text is at most ``ALLOWED`` times as perplexing as its original; 0 for an empty one."""
+        own, base = _mean_nll(self.nll, self.count), _mean_nll(self.base_nll, self.base_count)
+        return (own <= base + np.log(ALLOWED)).astype(float) * (self.count > 0)
 
     @property
     def joint(self) -> Float[np.ndarray, "texts"]:
@@ -51,7 +47,7 @@ class Verdict:
         return quality.joint(self.toxicity, self.similarity, self.fluent)
 
     def summary(self, original: Verdict, seed: int = 0) -> dict[str, Estimate]:
-        """Each score with its interval, and toxicity and perplexity against the originals, sentences paired."""
+        """Each score with its interval; toxicity and perplexity against the originals, sentences paired."""
         return {
             "toxicity": estimates.mean(self.toxicity, seed),
             "drop": estimates.relative_drop(original.toxicity, self.toxicity, seed),
@@ -70,25 +66,34 @@ class Verdict:
         }
 
     def perplexity_ratio(self, seed: int = 0) -> Estimate:
-        """Perplexity relative to that of the same sentences' originals. Empty rewrites have none; ``fluent`` counts them."""
+        """Perplexity relative to that of the same sentences' originals.
+
+        Empty rewrites have none; ``fluent`` counts them.
+        """
         some = self.count > 0
+        if not some.any():
+            return Estimate(np.nan, np.nan, np.nan, 0)
         own, count, base, base_count = (
             values[some] for values in (self.nll, self.count, self.base_nll, self.base_count)
         )
-        if not some.any():
-            return Estimate(np.nan, np.nan, np.nan, 0)
-        return estimates.bootstrap(
-            lambda rows: float(
-                np.exp(own[rows].sum() / count[rows].sum() - base[rows].sum() / base_count[rows].sum())
-            ),
-            len(own),
-            seed,
-        )
+
+        def of(rows: Int[np.ndarray, "rows"]) -> float:
+            mean, before = own[rows].sum() / count[rows].sum(), base[rows].sum() / base_count[rows].sum()
+            return float(np.exp(mean - before))
+
+        return estimates.bootstrap(of, len(own), seed)
+
+
+def _mean_nll(
+    nll: Float[np.ndarray, "texts"], count: Float[np.ndarray, "texts"]
+) -> Float[np.ndarray, "texts"]:
+    """Loss per token, infinite for a text without tokens."""
+    return np.divide(nll, count, out=np.full(len(count), np.inf), where=count > 0)
 
 
 @dataclass(frozen=True)
 class Judges:
-    """Who scores: the profile's toxicity scorer, the lexical one, the sentence encoder and the language model for fluency."""
+    """Who scores: two scorers of toxicity (one is lexical), two encoders, a language model for fluency."""
 
     scorer: Scorer
     lexical: Scorer
@@ -99,40 +104,38 @@ class Judges:
     @classmethod
     def of(cls, profile: Profile) -> Judges:
         """The judges of a profile."""
-        scorers = toxicity.load(profile.scorer), toxicity.load("lexical")
         return cls(
-            *scorers,
+            toxicity.load(profile.scorer),
+            toxicity.load("lexical"),
             quality.Similarity(),
             quality.TokenSimilarity(profile.encoder),
             models.load(profile.judge),
         )
 
-    def __call__(self, found: dict[str, list[str]]) -> dict[str, Verdict]:
-        """Score what each way made of the texts under ``original``; a text that several ways share is read once."""
-        originals, n = found["original"], len(found["original"])
-        texts = [text for some in found.values() for text in some]
-        place = {text: i for i, text in enumerate(dict.fromkeys(texts))}
-        score, lexical = (
-            scorer(list(place))[[place[text] for text in texts]] for scorer in (self.scorer, self.lexical)
-        )
-        similarity, bertscore = (
-            measure(texts, originals * len(found)) for measure in (self.similarity, self.bertscore)
-        )
+    def __call__(self, rewrites: dict[str, list[str]]) -> dict[str, Verdict]:
+        """Score what each way made of the texts under ``original``; what several ways share is read once."""
+        originals, n = rewrites["original"], len(rewrites["original"])
+        texts = [text for some in rewrites.values() for text in some]
+        toxic, lexical = (quality.once(scorer, texts) for scorer in (self.scorer, self.lexical))
+        everywhere = originals * len(rewrites)
+        similarity, bertscore = self.similarity(texts, everywhere), self.bertscore(texts, everywhere)
         nll, count = perplexity.nll(self.fluency, texts)
-        first = n * list(found).index("original")
-        base = {"base_nll": nll[first : first + n], "base_count": count[first : first + n]}
+        first = n * list(rewrites).index("original")
         verdicts = {}
-        for i, (name, some) in enumerate(found.items()):
+        for i, (name, some) in enumerate(rewrites.items()):
             rows = slice(i * n, (i + 1) * n)
-            own = {
-                "toxicity": score[rows],
-                "lexical": lexical[rows],
-                "similarity": similarity[rows],
-                "bertscore": bertscore[rows],
-                "nll": nll[rows],
-                "count": count[rows],
-            }
-            verdicts[name] = Verdict(some, **own, **base, bleu=quality.bleu(some, originals))
+            verdicts[name] = Verdict(
+                some,
+                toxicity=np.array([toxic[text] for text in some]),
+                lexical=np.array([lexical[text] for text in some]),
+                similarity=similarity[rows],
+                bertscore=bertscore[rows],
+                bleu=quality.bleu(some, originals),
+                nll=nll[rows],
+                count=count[rows],
+                base_nll=nll[first : first + n],
+                base_count=count[first : first + n],
+            )
         return verdicts
 
 

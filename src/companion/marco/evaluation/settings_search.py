@@ -1,7 +1,7 @@
-"""Choose threshold (on the log odds of words) and strengths of the shipped adapters on dev rows, by a written rule.
+"""Choose threshold and strengths of the shipped adapters on dev rows, by a written rule.
 
-The threshold comes first, at the published strengths for microaggressions; the strengths follow at
-that threshold. No evaluation row is read.
+The threshold (on the log odds of words) comes first, at the published strengths for microaggressions; the
+strengths follow at that threshold. No evaluation row is read.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from companion.marco.rewriting import masking, rewriter, words
 from companion.marco.rewriting.settings import Settings
 from companion.marco.rewriting.words import Sentence
 
-ROWS, HARMLESS, LONGEST = 32, 64, 20  # sentences of each set, harmless ones, and their words at most
+ROWS, HARMLESS, MOST_WORDS = 32, 64, 20  # sentences of each set, harmless ones, and their words
 UNCHANGED, SIMILAR = 0.92, 0.86  # a little above what the evaluation asks for (.90 and .85)
 CLOSE = 0.02  # drops this close are not told apart by so few sentences
 FIRST = (4.25, 1.5, 2.5)  # expert, anti-expert, temperature: as published for microaggressions
@@ -32,10 +32,12 @@ THRESHOLDS = (0.8, 0.9, 1.0, 1.3)  # nats
 STRENGTHS = ((2.0, 1.5, 2.5), (3.0, 3.0, 2.5), (4.25, 3.0, 2.5))
 
 RULE = (
-    f"Among the settings that keep a mean similarity of at least {SIMILAR} and a perplexity not above the originals' on toxic dev sentences, take those that "
-    f"lower toxicity most (relative drop, mean of the three sets; less than {CLOSE:.0%} of the originals' toxicity apart is chance), and of those the one with the "
-    "highest joint score. If none does both, drop the second condition, then the first. The cautious threshold, for text of any kind, is the lowest that masks "
-    f"no word in {UNCHANGED:.0%} of harmless dev sentences."
+    f"Among the settings that keep a mean similarity of at least {SIMILAR} and a perplexity not above the "
+    "originals' on toxic dev sentences, take those that lower toxicity most (relative drop, mean of the "
+    f"three sets; less than {CLOSE:.0%} of the originals' toxicity apart is chance), and of those the one "
+    "with the highest joint score. If none does both, drop the second condition, then the first. The "
+    "cautious threshold, for text of any kind, is the lowest that masks no word in "
+    f"{UNCHANGED:.0%} of harmless dev sentences."
 )
 
 
@@ -67,7 +69,7 @@ class Desk:
     judges: Judges
     sets: dict[str, list[str]]
     harmless: list[str]
-    divergence: dict[str, Float[np.ndarray, "words"]]
+    divergence: dict[str, Float[np.ndarray, "_words"]]
 
     @classmethod
     def of(cls, denoiser: Denoiser, judges: Judges) -> Desk:
@@ -88,30 +90,30 @@ class Desk:
 
     def try_out(self, candidates: Sequence[Settings]) -> list[Trial]:
         """Rewrite the dev rows with each of some settings and score all rewrites together."""
-        found = {}
+        verdicts = {}
         for name, texts in self.sets.items():
             rewrites = [self.rewrite(texts, settings) for settings in tqdm(candidates, desc=name)]
-            found[name] = self.judges(
-                {"original": texts, **{str(i): some for i, some in enumerate(rewrites)}}
-            )
-        return [self._trial(settings, found, str(i)) for i, settings in enumerate(candidates)]
+            verdicts[name] = self.judges({"original": texts} | {str(i): t for i, t in enumerate(rewrites)})
+        return [
+            self._trial(settings, {name: (by["original"], by[str(i)]) for name, by in verdicts.items()})
+            for i, settings in enumerate(candidates)
+        ]
 
-    def _trial(self, settings: Settings, found: dict[str, dict[str, Verdict]], which: str) -> Trial:
-        ours = pooled([by[which] for by in found.values()])
+    def _trial(self, settings: Settings, verdicts: dict[str, tuple[Verdict, Verdict]]) -> Trial:
+        """From the verdicts on originals and rewrites of each set."""
+        masks = settings.masking
+        ours = pooled([own for _, own in verdicts.values()])
         return Trial(
-            *(settings.masking.threshold, settings.alpha_expert, settings.alpha_anti, settings.temperature),
-            unchanged=float(
-                np.mean(
-                    [not masking.choose(self.divergence[text], settings.masking) for text in self.harmless]
-                )
-            ),
+            masks.threshold,
+            *(settings.alpha_expert, settings.alpha_anti, settings.temperature),
+            unchanged=float(np.mean([not masking.choose(self.divergence[t], masks) for t in self.harmless])),
             drop={
-                name: 1 - float(by[which].toxicity.mean() / by["original"].toxicity.mean())
-                for name, by in found.items()
+                name: 1 - float(own.toxicity.mean() / original.toxicity.mean())
+                for name, (original, own) in verdicts.items()
             },
             similarity=float(ours.similarity.mean()),
             perplexity_ratio=ours.perplexity_ratio().value,
-            joint=float(np.mean([by[which].joint.mean() for by in found.values()])),
+            joint=float(np.mean([own.joint.mean() for _, own in verdicts.values()])),
         )
 
     def rewrite(self, texts: Sequence[str], settings: Settings) -> list[str]:
@@ -123,15 +125,11 @@ class Desk:
 
 def best(trials: Sequence[Trial]) -> Trial:
     """The trial that ``RULE`` chooses."""
-    conditions = [lambda t: t.similarity >= SIMILAR, lambda t: t.perplexity_ratio <= 1]
-    for n in range(len(conditions), -1, -1):
-        kept = [trial for trial in trials if all(condition(trial) for condition in conditions[:n])]
-        if kept:
-            most = max(trial.mean_drop for trial in kept)
-            return max(
-                (trial for trial in kept if trial.mean_drop >= most - CLOSE), key=lambda trial: trial.joint
-            )
-    raise ValueError("there is no trial to choose from")
+    similar = [trial for trial in trials if trial.similarity >= SIMILAR]
+    fluent = [trial for trial in similar if trial.perplexity_ratio <= 1]
+    eligible = fluent or similar or trials
+    most = max(trial.mean_drop for trial in eligible)
+    return max((t for t in eligible if t.mean_drop >= most - CLOSE), key=lambda trial: trial.joint)
 
 
 def choose(denoiser: Denoiser, judges: Judges, target: Path) -> Trial:
@@ -141,9 +139,9 @@ def choose(denoiser: Denoiser, judges: Judges, target: Path) -> Trial:
     trials = desk.try_out([replace(first, masking=masking.ours(t)) for t in THRESHOLDS])
     masks = masking.ours(best(trials).threshold)
     trials += desk.try_out([Settings(masks, *strengths) for strengths in STRENGTHS])
-    found = best(trials)
+    winner = best(trials)
     chosen = {
-        name: getattr(found, name) for name in ("threshold", "alpha_expert", "alpha_anti", "temperature")
+        name: getattr(winner, name) for name in ("threshold", "alpha_expert", "alpha_anti", "temperature")
     }
     rows = {name: len(texts) for name, texts in desk.sets.items()} | {"harmless": len(desk.harmless)}
     about = {
@@ -154,20 +152,18 @@ def choose(denoiser: Denoiser, judges: Judges, target: Path) -> Trial:
         "trials": [asdict(trial) for trial in trials],
     }
     target.write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
-    return found
+    return winner
 
 
 def _some(texts: list[str], limit: int) -> list[str]:
     """``limit`` texts spread evenly over those that are not long."""
-    short = [text for text in texts if len(text.split()) <= LONGEST]
-    return [
-        short[i]
-        for i in np.unique(np.linspace(0, len(short) - 1, min(limit, len(short))).round().astype(int))
-    ]
+    short = [text for text in texts if len(text.split()) <= MOST_WORDS]
+    spread = np.linspace(0, len(short) - 1, min(limit, len(short))).round().astype(int)
+    return [short[i] for i in np.unique(spread)]
 
 
 def trials(folder: Path | None) -> pd.DataFrame:
-    """The trials behind the settings of a folder of adapters, as a table; empty if the settings were not chosen so."""
+    """The trials behind the settings of a folder of adapters; empty if the settings were not chosen so."""
     path = (folder or Path()) / "settings.json"
     rows = json.loads(path.read_text(encoding="utf-8"))["trials"] if path.is_file() else []
     return pd.DataFrame(rows, columns=[field.name for field in fields(Trial)])

@@ -59,27 +59,22 @@ def pairs(split: str, seed: int = 0) -> list[tuple[str, str]]:
     known = set(rows.text[rows.source == "paradetox"])
     sides = public.paradetox()
     both = zip(sides.text[sides.label == 1], sides.text[sides.label == 0], strict=True)
-    found = [
+    versions = [
         (a, b)
         for a, b in both
-        if a in known
-        and b in known
-        and style(a).split()[-3:] == style(b).split()[-3:]
-        and SHARED <= _shared(a, b) < 1
+        if {a, b} <= known and style(a).split()[-3:] == style(b).split()[-3:] and SHARED <= _shared(a, b) < 1
     ]
     alike = balanced(split, seed)
-    harmless = alike[(alike.label == 0) & (alike.source != "paradetox")].text.tolist()[
-        : len(found) // ANCHORS
-    ]
-    return random.Random(seed).sample(found + [(text, text) for text in harmless], len(found) + len(harmless))
+    harmless = alike.text[(alike.label == 0) & (alike.source != "paradetox")].tolist()
+    rows = versions + [(text, text) for text in harmless[: len(versions) // ANCHORS]]
+    return random.Random(seed).sample(rows, len(rows))
 
 
 def _shared(a: str, b: str) -> float:
     """Share of words in common, in their order."""
-    return sum(
-        block.size
-        for block in difflib.SequenceMatcher(None, a.split(), b.split(), autojunk=False).get_matching_blocks()
-    ) / max(len(a.split()), len(b.split()))
+    words = a.split(), b.split()
+    blocks = difflib.SequenceMatcher(None, *words, autojunk=False).get_matching_blocks()
+    return sum(block.size for block in blocks) / max(map(len, words))
 
 
 def style(text: str) -> str:
@@ -91,29 +86,30 @@ def style(text: str) -> str:
 
 
 def telling(toxic: Sequence[str], non_toxic: Sequence[str]) -> frozenset[str]:
-    """Words (lower case) that are more frequent in the texts of one class: log odds of at least ``TELLING`` standard errors.
+    """Words (lower case) that are more frequent in one class: ``TELLING`` standard errors of log odds.
 
-    With the counts of both classes together as an informative prior, so that rare words must be much more frequent. Source: Monroe et al. (2008), section 3.3.
+    With the counts of both classes together as an informative prior, so that rare words must be much more
+    frequent. Source: Monroe et al. (2008), section 3.3.
     """
     counts = [
         Counter(word for text in some for word in set(re.findall(r"\w+(?:['’]\w+)*", text.lower())))
         for some in (toxic, non_toxic)
     ]
-    prior, found = counts[0] + counts[1], set()
+    prior, words = counts[0] + counts[1], set[str]()
     totals = [sum(count.values()) + sum(prior.values()) / 10 for count in counts]
     for word, p in prior.items():
         a, b = (count[word] + p / 10 for count in counts)  # a tenth of the prior: a weak one
         odds = math.log(a / (totals[0] - a)) - math.log(b / (totals[1] - b))
         if abs(odds) >= TELLING * math.sqrt(1 / a + 1 / b):
-            found.add(word)
-    return frozenset(found)
+            words.add(word)
+    return frozenset(words)
 
 
 def _civil() -> pd.DataFrame:
-    """Toxic Civil Comments of the MaRCo repository; the rows have no split of their own: hash and dev rule as for the others."""
+    """Toxic Civil Comments of the MaRCo repository; they have no split of their own: hash and dev rule."""
     texts = pd.read_csv(public.fetch("marco/civil_toxic.csv")).comment_text.dropna().str.strip()
     texts = texts[texts.str.len() > 0].drop_duplicates()
-    split = ["dev" if public.text_hash(text) % 10 == 1 else "train" for text in texts]
+    split = [public.dev_or_train(text) for text in texts]
     rows = pd.DataFrame({"text": texts, "label": 1, "source": "civil", "split": split})
     known = public.labelled()
     return rows[~near_duplicates.near_duplicates(rows.text, of=known.text[known.split != "train"])]

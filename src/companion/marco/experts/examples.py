@@ -12,10 +12,11 @@ from companion.marco.rewriting import words
 
 
 class Example(NamedTuple):
-    """A corrupted source and the target to write, in token ids."""
+    """A corrupted source and the target to write, in token ids, and the target's class (1: toxic)."""
 
     source: list[int]
     target: list[int]
+    label: int = 0
 
 
 def corrupted(
@@ -24,43 +25,37 @@ def corrupted(
     seed: int,
     level: Level = USUAL,
     telling: frozenset[str] = frozenset(),
+    *,
+    label: int = 0,
 ) -> list[Example]:
-    """Corrupt texts, each with its own noise; half of the ``telling`` words go besides."""
-    noise, found = random.Random(seed), []
+    """Corrupt texts of one class, each with its own noise; half of the ``telling`` words go besides."""
+    noise, batch = random.Random(seed), []
     for text in texts:
         sentence = words.split(denoiser, text)
         some = pieces(sentence)
-        differing = (
-            [i for i, piece in enumerate(some) if denoiser.decode(piece).strip().lower() in telling]
-            if telling
-            else []
-        )
-        found.append(Example(infilled(some, denoiser.mask_id, noise, level, differing), sentence.ids))
-    return found
+        spelled = [denoiser.decode(piece).strip().lower() for piece in some] if telling else []
+        differing = [i for i, word in enumerate(spelled) if word in telling]
+        source = infilled(some, denoiser.mask_id, noise, level, differing)
+        batch.append(Example(source, sentence.ids, label))
+    return batch
 
 
 def corrupted_pairs(
     denoiser: PrefixDenoiser, rows: Sequence[tuple[str, str]], side: int, seed: int, level: Level = USUAL
 ) -> list[Example]:
-    """One side of pairs (0: first, 1: second); with the same seed both sides get the same noise."""
-    noise, found = random.Random(seed), []
+    """One side of pairs (0: first, toxic; 1: second); with the same seed both sides get the same noise."""
+    noise, batch = random.Random(seed), []
     for row in rows:
-        sentences = [words.split(denoiser, text) for text in row]
-        sources = infilled_pair(*(pieces(sentence) for sentence in sentences), denoiser.mask_id, noise, level)
-        found.append(Example(sources[side], sentences[side].ids))
-    return found
+        first, second = (words.split(denoiser, text) for text in row)
+        sources = infilled_pair(pieces(first), pieces(second), denoiser.mask_id, noise, level)
+        batch.append(Example(sources[side], (first, second)[side].ids, label=1 - side))
+    return batch
 
 
 def pieces(sentence: words.Sentence) -> list[list[int]]:
     """All tokens of a sentence word by word; tokens of no word are pieces of their own."""
     owner = {t: i for i, word in enumerate(sentence.words) for t in word.tokens}
-    found: list[list[int]] = []
-    last = None
+    by_owner: dict[int, list[int]] = {}
     for t, token in enumerate(sentence.ids):
-        here = owner.get(t, -t - 1)
-        if here == last:
-            found[-1].append(token)
-        else:
-            found.append([token])
-        last = here
-    return found
+        by_owner.setdefault(owner.get(t, -t - 1), []).append(token)
+    return list(by_owner.values())

@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 import pandas as pd
 
+from companion.marco.denoisers import adapters
 from companion.marco.denoisers.protocol import BASE, ROLES
-from companion.marco.experts import loading
 
 
 class History(NamedTuple):
@@ -19,17 +19,20 @@ class History(NamedTuple):
     curve: pd.DataFrame
 
     def of(self, role: str) -> pd.DataFrame:
-        """Rows of one role: step (an expert's go on from the base's), loss, seconds, and where measured ``non-toxic`` and ``toxic``."""
+        """Rows of one role: step, loss, seconds, and where measured ``non-toxic`` and ``toxic``.
+
+        The steps of an expert go on from those of the base.
+        """
         return self.curve[self.curve.role == role]
 
 
 def load(folder: Path | None) -> History:
-    """Read ``history.json`` of a folder of adapters; models that were trained elsewhere (None) have none: then of the shipped ones."""
-    found = json.loads(((folder or loading.FOLDER) / "history.json").read_text(encoding="utf-8"))
-    begun = {role: 0 if role == BASE else found["config"]["base_steps"] for role in ROLES}
+    """Read ``history.json`` of a folder of adapters; None (models from elsewhere): the shipped."""
+    about = json.loads(((folder or adapters.FOLDER) / "history.json").read_text(encoding="utf-8"))
+    begun = {role: 0 if role == BASE else about["config"]["base_steps"] for role in ROLES}
     rows = [
         {"role": role, **row, "step": begun[role] + row["step"] + 1}
         for role in ROLES
-        for row in found["history"][role]
+        for row in about["history"][role]
     ]
-    return History(found["config"], pd.DataFrame(rows))
+    return History(about["config"], pd.DataFrame(rows))

@@ -10,7 +10,9 @@ from typing import NamedTuple
 MASKED_SHARE = 0.3  # of the words, as in BART (Lewis et al., 2020)
 SPAN = 3.0  # mean words of a span (Poisson)
 INTACT_SHARE = 0.4  # of the inputs, so that the denoiser learns to leave alone what has no blank
-DIFFERING_SHARE = 0.5  # of the places where a pair, or two classes, differ that are masked whatever the noise does: they carry the lesson
+DIFFERING_SHARE = (
+    0.5  # of the places where a pair, or two classes, differ: masked besides, they carry the lesson
+)
 
 
 class Noise(NamedTuple):
@@ -19,17 +21,17 @@ class Noise(NamedTuple):
     gone: list[bool]
     starts: set[int]
 
-    def on(self, words: Sequence[Sequence[int]], mask: int) -> list[int]:
+    def on(self, words: Sequence[Sequence[int]], mask_id: int) -> list[int]:
         """Token ids of a text under this noise."""
-        found = []
+        ids: list[int] = []
         for i, word in enumerate(words):
-            found += [mask] if i in self.starts else []
-            found += [] if self.gone[i] else word
-        return found
+            ids += [mask_id] if i in self.starts else []
+            ids += [] if self.gone[i] else word
+        return ids
 
 
 class Level(NamedTuple):
-    """How much noise: bounds of the share of words that are masked (drawn anew for each text), and the share of texts left intact."""
+    """Bounds of the share of words masked (drawn for each text), and the share of texts left intact."""
 
     low: float
     high: float
@@ -37,17 +39,17 @@ class Level(NamedTuple):
 
 
 USUAL = Level(MASKED_SHARE, MASKED_SHARE, INTACT_SHARE)
-VARIED = Level(
-    0.0, 0.4, 0.0
-)  # from a word or two, as in scoring, to so many that the context says little about the class
+# from a word or two, as in scoring, to so many that the context says little about the class
+VARIED = Level(0.0, 0.4, 0.0)
 
 
 def drawn(n: int, noise: random.Random, level: Level = USUAL) -> Noise:
-    """Text infilling of ``n`` words: spans, Poisson(3) long, give way to one mask each until 30 % (or as ``level`` says) are gone.
+    """Text infilling of ``n`` words: spans, Poisson(3) long, give way to one mask each until enough are gone.
 
-    A span of length 0 puts a mask between two words. Source: Lewis et al. (2020), section 2.2; MaRCo, appendix A.
+    That is 30 %, or as ``level`` says. A span of length 0 puts a mask between two words.
+    Source: Lewis et al. (2020), section 2.2; MaRCo, appendix A.
     """
-    gone, starts = [False] * n, set()
+    gone, starts = [False] * n, set[int]()
     if noise.random() < level.intact:
         return Noise(gone, starts)
     budget = max(1, round(noise.uniform(level.low, level.high) * n))
@@ -65,13 +67,16 @@ def drawn(n: int, noise: random.Random, level: Level = USUAL) -> Noise:
 
 def infilled(
     words: Sequence[Sequence[int]],
-    mask: int,
+    mask_id: int,
     noise: random.Random,
     level: Level = USUAL,
     differing: Sequence[int] = (),
 ) -> list[int]:
-    """A text, given as the token ids of each word, under fresh noise (:func:`drawn`); of the words at ``differing`` half go besides."""
-    return _hiding(drawn(len(words), noise, level), differing, noise).on(words, mask)
+    """A text, given as the token ids of each word, under fresh noise (:func:`drawn`).
+
+    Of the words at ``differing`` half go besides.
+    """
+    return _hiding(drawn(len(words), noise, level), differing, noise).on(words, mask_id)
 
 
 def _hiding(plan: Noise, differing: Sequence[int], noise: random.Random) -> Noise:
@@ -86,26 +91,27 @@ def _hiding(plan: Noise, differing: Sequence[int], noise: random.Random) -> Nois
 def infilled_pair(
     first: Sequence[Sequence[int]],
     second: Sequence[Sequence[int]],
-    mask: int,
+    mask_id: int,
     noise: random.Random,
     level: Level = USUAL,
 ) -> tuple[list[int], list[int]]:
-    """Two versions of a sentence under the same noise: shared words go together, and so does what stands in each other's place."""
-    steps = difflib.SequenceMatcher(
-        None, [tuple(w) for w in first], [tuple(w) for w in second], autojunk=False
-    ).get_opcodes()
-    units: list[tuple[list[int], list[int]]] = []
+    """Two versions of a sentence under the same noise.
+
+    Shared words go together, and so does what stands in each other's place.
+    """
+    both = [tuple(word) for word in first], [tuple(word) for word in second]
+    units: list[tuple[Sequence[int], Sequence[int]]] = []
     differing = []
-    for kind, a, b, c, d in steps:
+    for kind, a, b, c, d in difflib.SequenceMatcher(None, *both, autojunk=False).get_opcodes():
         if kind == "equal":
-            units += [(list(word), list(word)) for word in first[a:b]]
+            units += [(word, word) for word in first[a:b]]
         else:
             differing.append(len(units))
             units.append(
                 ([t for word in first[a:b] for t in word], [t for word in second[c:d] for t in word])
             )
     plan = _hiding(drawn(len(units), noise, level), differing, noise)
-    return plan.on([u[0] for u in units], mask), plan.on([u[1] for u in units], mask)
+    return plan.on([a for a, _ in units], mask_id), plan.on([b for _, b in units], mask_id)
 
 
 def _poisson(noise: random.Random) -> int:

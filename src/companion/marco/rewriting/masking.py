@@ -3,10 +3,10 @@
 For every word the two read the sentence with that word blanked, write it up to the blank, and say
 what comes next. The divergence of the two distributions is the word's score: Hallinan et al.
 (2023), section 2.1. A divergence does not look at the word that stands there; :func:`log_odds`, ours,
-does, token by token to the word's end. ``companion.marco.denoisers.protocol`` scores all words of many sentences in one go.
+does, token by token to the word's end. All words of many sentences are scored in one go.
 
-One reading per word costs the square of a sentence's length. ``EVERY``, ours, blanks every third
-content word at once instead: three readings, whatever the length, each with about as many blanks as in training.
+One reading per word costs the square of a sentence's length. ``EVERY``, ours, blanks every third content
+word at once instead: three readings, whatever the length, each with about as many blanks as in training.
 """
 
 from __future__ import annotations
@@ -23,12 +23,16 @@ from torch import Tensor
 from companion.marco.denoisers.protocol import ANTI_EXPERT, EXPERT, Denoiser
 from companion.marco.rewriting.words import Sentence
 
-EVERY = 3  # of the content words, blanked together; measured on dev rows: scores agree with one at a time (r = .95) at a quarter of the time
+# Every so many content words are blanked together; on dev rows the scores agree with those of one at a time
+# (r = .95), at a quarter of the time.
+EVERY = 3
 
 
 @runtime_checkable
 class Divergence(Protocol):
     """A score of what expert and anti-expert expect at a word, given as logits, row by row."""
+
+    __name__: str
 
     def __call__(
         self, a: Float[Tensor, "*rows vocab"], b: Float[Tensor, "*rows vocab"], word: Int[Tensor, "*rows"]
@@ -49,7 +53,7 @@ def jensen_shannon(
 def half_jeffreys(
     a: Float[Tensor, "*rows vocab"], b: Float[Tensor, "*rows vocab"], word: Int[Tensor, "*rows"] | None = None
 ) -> Float[Tensor, "*rows"]:
-    """½ KL(a‖b) + ½ KL(b‖a), in nats, without bound: what the published code computes under the name of Jensen–Shannon."""
+    """½ KL(a‖b) + ½ KL(b‖a), in nats, without bound: what the published code calls Jensen–Shannon."""
     log_a, log_b = a.float().log_softmax(-1), b.float().log_softmax(-1)
     return 0.5 * ((log_a.exp() - log_b.exp()) * (log_a - log_b)).sum(-1)
 
@@ -57,9 +61,10 @@ def half_jeffreys(
 def log_odds(
     a: Float[Tensor, "*rows vocab"], b: Float[Tensor, "*rows vocab"], word: Int[Tensor, "*rows"]
 ) -> Float[Tensor, "*rows"]:
-    """How much likelier the anti-expert finds the token that stands there than the expert does: log b(word) − log a(word), in nats, of either sign.
+    """How much likelier the anti-expert finds the token that stands there than the expert does.
 
-    Over the tokens of a word they add up to the log odds of the word (:func:`scores`).
+    That is log b(word) − log a(word), in nats, of either sign. Over the tokens of a word they add up to the
+    log odds of the word (:func:`scores`).
 
     Ours. An anti-expert that learned from toxic sentences may expect an insult in any blank of a sentence
     that has none yet: the two distributions differ at harmless words as well, and their divergence with them.
@@ -85,7 +90,8 @@ class Masking:
         Map positions back over dropped punctuation as the published code does, which goes wrong
         where two marks stand together (known defect 1).
     every
-        Score content words only, every so many of them blanked at once; None scores each word by itself, as published.
+        Score content words only, every so many of them blanked at once; None scores each word by itself,
+        as published.
     """
 
     threshold: float
@@ -100,7 +106,7 @@ def ours(threshold: float) -> Masking:
     return Masking(threshold, divergence=log_odds, every=EVERY)
 
 
-Scores = dict[Divergence, list[Float[np.ndarray, "words"]]]
+Scores = dict[Divergence, list[Float[np.ndarray, "_words"]]]
 
 
 def together(sentence: Sentence, every: int | None = None) -> list[list[int]]:
@@ -119,9 +125,9 @@ def scores(
 ) -> Scores:
     """Several scores of every word from one pass; NaN where a word is not to be masked.
 
-    Log odds are those of the whole word, given what stands before each of its tokens. A divergence is taken where the word
-    begins, as published: after that it would depend on tokens that the experts may not have chosen.
-    ``every`` is that of :class:`Masking`.
+    Log odds are those of the whole word, given what stands before each of its tokens. A divergence is taken
+    where the word begins, as published: after that it would depend on tokens that the experts may not have
+    chosen. ``every`` is that of :class:`Masking`.
     """
     rows = [
         (i, blanks, j, t)
@@ -132,7 +138,7 @@ def scores(
     ]
     sources = [sentences[i].masked(blanks, denoiser.mask_id) for i, blanks, _, _ in rows]
     targets = [sentences[i].ids[:t] for i, _, _, t in rows]
-    found: Scores = {
+    by_measure: Scores = {
         measure: [np.full(len(sentence.words), np.nan) for sentence in sentences] for measure in measures
     }
     done = 0
@@ -142,10 +148,10 @@ def scores(
         for measure in measures:
             for (i, _, j, t), value in zip(some, measure(expert, anti, standing).tolist(), strict=True):
                 if t == sentences[i].words[j].tokens.start:
-                    found[measure][i][j] = value
+                    by_measure[measure][i][j] = value
                 elif measure is log_odds:
-                    found[measure][i][j] += value
-    return found
+                    by_measure[measure][i][j] += value
+    return by_measure
 
 
 def divergences(
@@ -153,7 +159,7 @@ def divergences(
     sentences: Sequence[Sentence],
     measure: Divergence = jensen_shannon,
     every: int | None = None,
-) -> list[Float[np.ndarray, "words"]]:
+) -> list[Float[np.ndarray, "_words"]]:
     """One score of every word (:func:`scores`)."""
     return scores(denoiser, sentences, (measure,), every)[measure]
 

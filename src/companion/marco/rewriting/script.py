@@ -13,34 +13,43 @@ ROOM = 4  # tokens that each blank may take beyond those of the masked words tha
 
 
 class Script:
-    """What one target must say: its fixed tokens and its blanks; or nothing (free writing). What stands before the first blank is written from the start."""
+    """What one target must say: its fixed tokens and its blanks; or nothing (free writing).
+
+    What stands before the first blank is written from the start.
+    """
 
     def __init__(self, source: list[int], sentence: Sentence, denoiser: Denoiser, anchored: bool) -> None:
-        self.mask, self.end = denoiser.mask_id, denoiser.end_id
-        self.rest = [
-            t for k, t in enumerate(source) if t != self.mask or source[k - 1 : k] != [self.mask]
-        ] + [self.end]  # blanks side by side are one
+        self.blank, self.end = denoiser.mask_id, denoiser.end_id
+        alone = [
+            source[k - 1 : k] != [self.blank] for k in range(len(source))
+        ]  # masks side by side: one blank
+        self.rest = [t for t, first in zip(source, alone, strict=True) if t != self.blank or first] + [
+            self.end
+        ]
         self.anchored, self.done = anchored, False
         self.banned = [i for i in denoiser.marks if i != self.end]
-        self.left = (
-            len(sentence.ids) - len(source) + source.count(self.mask)
-        )  # tokens that were taken out and not written again
+        # tokens that were taken out and not written again
+        self.left = len(sentence.ids) - len(source) + source.count(self.blank)
         self.room = self.left + ROOM  # of this blank
-        self.limit = (
-            len(source) + self.left + ROOM * self.rest.count(self.mask) + 1
-            if anchored
-            else 2 * len(sentence.ids) + ROOM
-        )
-        first = self.rest.index(self.mask) if anchored and self.mask in self.rest else 0
+        self.limit = 2 * len(sentence.ids) + ROOM
+        first = 0
+        if anchored:
+            self.limit = len(source) + self.left + ROOM * self.blanks_left + 1
+            first = self.rest.index(self.blank) if self.blanks_left else 0
         self.written, self.rest = self.rest[:first], self.rest[first:]
+
+    @property
+    def blanks_left(self) -> int:
+        """Blanks that are not yet filled, the present one included."""
+        return self.rest.count(self.blank)
 
     def restrict(self, scores: Float[Tensor, "vocab"]) -> None:
         """Leave only what may come next (in place): never a mark, an end only where the text ends."""
         scores[self.banned] = -torch.inf
         if self.done or not self.anchored:  # free writing may end anywhere
             return
-        if self.rest[0] != self.mask or self.room == 0:
-            only = self.rest[0] if self.rest[0] != self.mask else self.rest[1]
+        if self.rest[0] != self.blank or self.room == 0:
+            only = self.rest[0] if self.rest[0] != self.blank else self.rest[1]
             keep = scores[only].clone()
             scores.fill_(-torch.inf)
             scores[only] = keep
@@ -52,17 +61,16 @@ class Script:
         if self.done:
             return self.end
         if self.anchored:
-            blank = self.rest[0] == self.mask
-            if blank and token == self.rest[1]:
-                self.rest, self.room = self.rest[2:], self.left + ROOM
-            elif blank:
-                self.room, self.left = self.room - 1, max(0, self.left - 1)
-            else:
+            if self.rest[0] != self.blank:
                 self.rest = self.rest[1:]
+            elif token == self.rest[1]:  # the blank is full, and the text goes on
+                self.rest, self.room = self.rest[2:], self.left + ROOM
+            else:
+                self.room, self.left = self.room - 1, max(0, self.left - 1)
         if token != self.end:
             self.written.append(token)
         self.done = token == self.end or len(self.written) == self.limit
-        if self.anchored and not self.done and self.mask not in self.rest:  # what follows is fixed
+        if self.anchored and not self.done and not self.blanks_left:  # what follows is fixed
             self.written += self.rest[:-1]
             self.done = True
         return token

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, replace
+from pathlib import Path
 
+from companion.errors import CompanionError
 from companion.marco.rewriting import masking
 from companion.marco.rewriting.masking import Masking
 
@@ -50,9 +53,23 @@ def alone(settings: Settings) -> Settings:
     return replace(settings, alpha_base=0.0, alpha_expert=1.0, alpha_anti=0.0)
 
 
-def with_defects(settings: Settings) -> Settings:
-    """The same settings with the defects of the published code, its divergence and its index map; each word is scored by itself, as there."""
-    return replace(
-        settings,
-        masking=replace(settings.masking, divergence=masking.half_jeffreys, published_index=True, every=None),
-    )
+def chosen(folder: Path) -> tuple[Settings, Settings]:
+    """The settings in ``settings.json`` of a folder of adapters, and the same with the cautious threshold.
+
+    Chosen on dev rows (:mod:`companion.marco.evaluation.settings_search`): the first for toxic text, the
+    second for text of any kind.
+
+    Raises
+    ------
+    CompanionError
+        If none have been chosen.
+    """
+    path = folder / "settings.json"
+    if not path.is_file():
+        remedy = "choose threshold and strengths with `companion make settings`"
+        raise CompanionError(f"there is no settings.json in '{folder}': {remedy}.")
+    about = json.loads(path.read_text(encoding="utf-8"))
+    strengths = {name: value for name, value in about["chosen"].items() if name != "threshold"}
+    thresholds = about["chosen"]["threshold"], about["cautious"]
+    usual, cautious = (Settings(masking.ours(t), **strengths) for t in thresholds)
+    return usual, cautious

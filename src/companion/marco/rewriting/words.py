@@ -21,8 +21,10 @@ WORD = re.compile(
 )
 
 # scikit-learn's list also holds some nouns, verbs and adjectives, which are content here
-CONTENT = "amount bill bottom call cry describe detail empty fill find fire found front full interest mill move name serious show side sincere system thick thin top"
-
+CONTENT = """
+    amount bill bottom call cry describe detail empty fill find fire found front full interest mill move name
+    serious show side sincere system thick thin top
+"""
 FUNCTION_WORDS = (ENGLISH_STOP_WORDS - frozenset(CONTENT.split())) | {"ca", "did", "does", "wo"}
 ENDING = re.compile(r"n?['’][a-z]+$")  # of a contraction
 
@@ -43,30 +45,33 @@ class Sentence(NamedTuple):
     ids: list[int]
     words: list[Word]
 
-    def masked(self, chosen: Sequence[int], mask: int) -> list[int]:
+    def masked(self, chosen: Sequence[int], mask_id: int) -> list[int]:
         """Token ids with one mask in the place of each chosen word (indices into ``words``)."""
         first = {self.words[i].tokens.start for i in chosen}
         gone = {t for i in chosen for t in self.words[i].tokens}
-        found = []
+        ids = []
         for t, token in enumerate(self.ids):
-            found += [mask] if t in first else [] if t in gone else [token]
-        return found
+            ids += [mask_id] if t in first else [] if t in gone else [token]
+        return ids
 
     @property
     def content(self) -> list[int]:
-        """Indices of the words that may be masked and are no function words (``you're`` and ``don't`` are such words)."""
-        spelled = [
-            (j, self.text[word.start : word.end].lower())
-            for j, word in enumerate(self.words)
-            if word.maskable
-        ]
+        """Indices of the words that may be masked, without function words (``you're``, ``don't``)."""
+        spelled = [(j, self.spelling(j).lower()) for j, word in enumerate(self.words) if word.maskable]
         return [j for j, word in spelled if not FUNCTION_WORDS & {word, ENDING.sub("", word)}]
+
+    def spelling(self, j: int) -> str:
+        """The characters of word ``j``."""
+        return self.text[self.words[j].start : self.words[j].end]
 
 
 def split(denoiser: Denoiser, text: str) -> Sentence:
-    """Split a text into words. A token belongs to the word with most of its characters; words without a token are dropped."""
+    """Split a text into words. A token belongs to the word with most of its characters.
+
+    Words without a token are dropped.
+    """
     encoded = denoiser.encode(text)
-    found, at = [], 0
+    words, at = [], 0
     for match in WORD.finditer(text):
         while at < len(encoded.spans) and encoded.spans[at][1] <= match.start():
             at += 1
@@ -74,6 +79,6 @@ def split(denoiser: Denoiser, text: str) -> Sentence:
         while stop < len(encoded.spans) and encoded.spans[stop][0] < match.end():
             stop += 1
         if stop > at:
-            found.append(Word(match.start(), match.end(), range(at, stop), match.lastgroup == "plain"))
+            words.append(Word(match.start(), match.end(), range(at, stop), match.lastgroup == "plain"))
         at = stop
-    return Sentence(text, encoded.ids, found)
+    return Sentence(text, encoded.ids, words)
