@@ -103,9 +103,11 @@ def artifact(kind: str, inputs: dict, build: Callable[[Path], None]) -> Path:
 
     Examples
     --------
-    >>> def build(folder: Path) -> None:
+    >>> def build(folder):
     ...     (folder / "squares.json").write_text(json.dumps([n**2 for n in range(3)]))
     >>> folder = artifact("squares", {"n": 3}, build)  # built now, found the next time
+    >>> json.loads((folder / "squares.json").read_text())
+    [0, 1, 4]
     """
     inputs = {**inputs, "code": code_of(build.__module__), "torch": torch.__version__.split("+")[0]}
     final = writable(paths.cache() / kind) / key_of(inputs)

@@ -57,15 +57,15 @@ def prose(profile: Profile, split: str) -> list[str]:
     return [paragraph for text in articles for paragraph in text.split("\n") if paragraph.strip()]
 
 
-def sentences(paragraphs: list[str], minimum_words: int = 16) -> list[str]:
-    """Sentences of at least ``minimum_words`` words: long enough to cut into a prompt and a reference."""
+def sentences(paragraphs: list[str]) -> list[str]:
+    """Sentences of at least 16 words: long enough to cut into a prompt and a reference."""
     cut = [s.strip() for p in paragraphs for s in re.split(r"(?<=[.!?])\s+(?=[A-Z])", p)]
-    return [s for s in cut if len(s.split()) >= minimum_words]
+    return [s for s in cut if len(s.split()) >= 16]
 
 
-def openings(texts: list[str], share: float = 0.5) -> tuple[list[str], list[str]]:
-    """Cut sentences into a prompt (the first ``share`` of the words) and the reference that follows."""
-    cut = [(words := text.split(), round(len(words) * share)) for text in texts]
+def openings(texts: list[str]) -> tuple[list[str], list[str]]:
+    """Cut sentences into a prompt (the first half of the words) and the reference that follows."""
+    cut = [(words := text.split(), round(len(words) / 2)) for text in texts]
     return [" ".join(words[:k]) for words, k in cut], [" ".join(words[k:]) for words, k in cut]
 
 

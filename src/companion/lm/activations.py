@@ -54,9 +54,12 @@ class Recorder:
 
     Examples
     --------
-    >>> recorder = Recorder(lm, len(prompts))
-    >>> generate(lm, prompts, new_tokens=20, recorder=recorder)
-    >>> recorder.sums.mean  # layer d_mlp
+    >>> from companion.lm import generation, models
+    >>> lm = models.load("tiny-llama")
+    >>> recorder = Recorder(lm, n_prompts=1)
+    >>> text = generation.generate(lm, ["I think that"], new_tokens=5, recorder=recorder)
+    >>> recorder.sums.mean.shape  # layer d_mlp
+    torch.Size([3, 48])
     """
 
     def __init__(self, lm: LanguageModel, n_prompts: int, *, through_norm: bool = True) -> None:

