@@ -18,7 +18,7 @@ from companion.book import contents, runs
 from companion.data import public
 from companion.errors import CompanionError
 from companion.lm import models
-from companion.marco import command
+from companion.marco import Rewriter, command
 
 
 def python(code: str, *options: str, **environment: str) -> subprocess.CompletedProcess:
@@ -165,7 +165,7 @@ def test_what_needs_no_book_works_without_one(installed, companion, monkeypatch,
     folder = store.artifact("kind", {}, lambda made: (made / "a").touch())
     (folder / "a").unlink()
     assert companion("clean", "--corrupt")[0] == 0 and not folder.exists()
-    monkeypatch.setattr(command, "embedded", lambda cautious: None)
+    monkeypatch.setattr(Rewriter, "load", lambda cautious: None)
     monkeypatch.setattr(command, "rewritten", lambda rewriter, lines, as_json: iter(lines))
     assert companion("rewrite", "some text") == (0, "some text\n", "")
     monkeypatch.setenv("COMPANION_DATA", str(tmp_path))

@@ -37,7 +37,8 @@ def project(tmp_path, monkeypatch):
     monkeypatch.setattr(paths, "project", lambda: tmp_path)
     (tmp_path / "pages").mkdir()
     for page in ("README.md", "pages/public_results.md"):
-        (tmp_path / page).write_text("before\n<!-- results -->\n<!-- /results -->\nafter\n", encoding="utf-8")
+        blocks = "\n".join(f"<!-- {name} -->\n<!-- /{name} -->" for name in ("results", "interventions"))
+        (tmp_path / page).write_text(f"before\n{blocks}\nafter\n", encoding="utf-8")
     yield tmp_path
     plt.close("all")
 

@@ -21,19 +21,10 @@ ROWS = Path(__file__).with_name("readme_rows.tsv")
 # Files that name the repository's address; _config.yml is where it is looked up.
 ADDRESSED = ("_config.yml", "CITATION.cff", "pyproject.toml", "README.md", "pages/*.md", "chapters/*.ipynb")
 
-HEAD = """\
-| result | embedded: value [95 % interval], n | public data: value [95 % interval], n | published |
-|---|---|---|---|"""
-
-EVERY = """
-## Every intervention
-
-Relative drop of toxicity, and perplexity where the intervention acts. *keys n*: the DPO model with 7 toxic \
-keys scaled by n, relative to itself; *reverse*: the DPO model with base means; \
-*down*: the neurons with a positive Δp; *clamp*: the base model's own means; *strong*: α = 1, β = .02.
-
-| chapter and intervention | drop, embedded | drop, public | perplexity, embedded | perplexity, public |
-|---|---|---|---|---|"""
+HEAD = "| result | embedded: value [95 % interval], n | public data: value [95 % interval], n | published |"
+EVERY = (
+    "| chapter and intervention | drop, embedded | drop, public | perplexity, embedded | perplexity, public |"
+)
 
 
 def address() -> str:
@@ -88,8 +79,9 @@ def update_readme(embedded: Path, public: Path) -> None:
         "\nFrom `results.json` of runs of the profiles `embedded` and `public` "
         f"on {loaded[0]['machine']['cores']} cores ({versions})."
     )
-    table = [HEAD, *rows, source]
-    _replace(paths.project() / "README.md", table)
+    table = [HEAD, "|---|---|---|---|", *rows, source]
+    for path in (paths.project() / "README.md", page):
+        _replace(path, "results", table)
     interventions = []
     for name in results[0]:
         chapter, _, what = name.partition("_drop_")
@@ -97,7 +89,7 @@ def update_readme(embedded: Path, public: Path) -> None:
             perplexity, row = f"{chapter}_perplexity_{what}", f"{chapter}: {what.replace('_', ' ')}"
             price = cells(perplexity, ",.1f", row, 2) if perplexity in results[0] else " | "
             interventions.append(f"| {row} | {cells(name, '.0%', row, 0)} | {price} |")
-    _replace(page, [*table, EVERY, *interventions])
+    _replace(page, "interventions", [EVERY, "|---|---|---|---|---|", *interventions])
 
 
 def _cells(page: Path) -> dict[tuple[str, int], str]:
@@ -107,10 +99,10 @@ def _cells(page: Path) -> dict[tuple[str, int], str]:
     return {(name.strip(), i): cell.strip() for name, *cells in rows for i, cell in enumerate(cells)}
 
 
-def _replace(path: Path, lines: list[str]) -> None:
-    """Put lines between a page's markers."""
-    block, text = "\n".join(lines), path.read_text(encoding="utf-8")
-    markers = r"(<!-- results -->\n).*?(<!-- /results -->)"
+def _replace(path: Path, name: str, lines: list[str]) -> None:
+    """Put lines between a page's markers of that name."""
+    markers, block = rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", "\n".join(lines)
+    text = path.read_text(encoding="utf-8")
     path.write_text(re.sub(markers, lambda m: f"{m[1]}{block}\n{m[2]}", text, flags=re.S), encoding="utf-8")
 
 

@@ -1,0 +1,48 @@
+"""The API page: its examples run, and every module that a program would import has its section."""
+
+from __future__ import annotations
+
+import doctest
+import re
+
+import pytest
+
+from companion import paths
+
+PAGE = paths.project() / "pages" / "api.md"
+COMMANDS = {"cli", "make", "terminal", "doctor"}  # the command line has its own help
+TEXT = PAGE.read_text(encoding="utf-8")
+EXAMPLES = re.findall(r"^\*\*(.+?)\*\*[^\n]*\n\n```pycon\n(.*?)```", TEXT, re.DOTALL | re.MULTILINE)
+
+
+@pytest.fixture(scope="module")
+def names() -> dict[str, object]:
+    """What the examples have named so far: each goes on where the one before it stopped."""
+    return {}
+
+
+@pytest.mark.parametrize(("title", "source"), EXAMPLES, ids=[title for title, _ in EXAMPLES])
+def test_examples_run(names, title, source):
+    test = doctest.DocTestParser().get_doctest(source, names, title, str(PAGE), 0)
+    report: list[str] = []
+    runner = doctest.DocTestRunner(verbose=False)
+    runner.run(test, out=report.append, clear_globs=False)
+    names |= test.globs
+    assert runner.failures == 0, "".join(report)
+
+
+def test_examples_are_found():
+    assert [title.split()[0] for title, _ in EXAMPLES] == [
+        *("Load", "Score", "Fit", "Decompose", "Intervene", "Rewrite")
+    ]
+
+
+def test_every_module_has_its_section():
+    modules = {
+        ".".join(("companion", *path.relative_to(paths.PACKAGE).with_suffix("").parts)).removesuffix(
+            ".__init__"
+        )
+        for path in paths.PACKAGE.rglob("*.py")
+    } - {"companion"}
+    expected = {module for module in modules if module.split(".")[1] not in COMMANDS}
+    assert set(re.findall(r"automodule:: (\S+)", TEXT)) == expected
