@@ -93,8 +93,8 @@ def artifact(kind: str, inputs: dict, build: Callable[[Path], None]) -> Path:
     inputs
         Everything the result depends on (JSON-able); it goes into the key and the manifest.
     build
-        Called with a folder to fill, which may hold what an interrupted build left there. The code of the module
-        that defines it, and all that this one imports, goes into the key (:func:`code_of`).
+        Called with a folder to fill, which may hold what an interrupted build left there. The code of the
+        module that defines it, and all that this one imports, goes into the key (:func:`code_of`).
 
     Raises
     ------
@@ -130,7 +130,7 @@ def artifact(kind: str, inputs: dict, build: Callable[[Path], None]) -> Path:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A file to write in place of ``path``: renamed when it is whole, so that a kill leaves the old or the new."""
+    """A file to write in place of ``path``, renamed when it is whole: a kill leaves the old or the new."""
     fresh = path.with_name(path.name + ".new")
     yield fresh
     fresh.replace(path)
@@ -156,8 +156,8 @@ def write_manifest(folder: Path, about: dict) -> None:
     (folder / MANIFEST).write_text(json.dumps({**about, "files": files}, indent=1), encoding="utf-8")
 
 
-def verify(folder: Path) -> dict:
-    """Check a stored artifact against its manifest and return the manifest.
+def verify(folder: Path) -> None:
+    """Check a stored artifact against its manifest.
 
     Raises
     ------
@@ -173,7 +173,6 @@ def verify(folder: Path) -> dict:
     except (OSError, ValueError, KeyError) as error:
         remedy = "run `companion clean --corrupt` to delete it, then run again"
         raise CompanionError(f"the cached artifact '{folder}' is corrupt: {remedy}.") from error
-    return manifest
 
 
 def corrupt() -> list[Path]:

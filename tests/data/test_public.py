@@ -305,7 +305,8 @@ def files(tmp_path, monkeypatch):
 def test_jigsaw_has_no_header_and_odd_csv(files):
     files(
         {
-            "jigsaw/balanced.csv": 'first row counts,0\n"with, comma",0\n"she said ""no""\nand left",0\n  padded  ,1\n"   ",1\n😀 emoji,1\n'
+            "jigsaw/balanced.csv": 'first row counts,0\n"with, comma",0\n"she said ""no""\nand left",0\n'
+            '  padded  ,1\n"   ",1\n😀 emoji,1\n'
         }
     )
     rows = public.jigsaw()
@@ -327,8 +328,9 @@ def test_sbf_groups_repeated_posts_and_drops_missing_labels(files):
     files(
         {
             "marco/sbf_dev.csv": SBF
-            + "0,repeated,1.0,Gab,0\n1,repeated,0.0,Gab,1\n2,once,0.4,Gab,1\n3,unlabelled,,Gab,1\n4,,1.0,Gab,1\n"
-            + '5,"quoted, ""post""\nin two lines",0.5,t/hate,0\n6,repeated,1.0,Gab,0\n7,half,1.0,Gab,0\n8,half,0.0,Gab,0\n9, repeated ,1.0,Gab,0\n'
+            + "0,repeated,1.0,Gab,0\n1,repeated,0.0,Gab,1\n2,once,0.4,Gab,1\n3,unlabelled,,Gab,1\n"
+            + '4,,1.0,Gab,1\n5,"quoted, ""post""\nin two lines",0.5,t/hate,0\n6,repeated,1.0,Gab,0\n'
+            + "7,half,1.0,Gab,0\n8,half,0.0,Gab,0\n9, repeated ,1.0,Gab,0\n"
         }
     )
     rows = public.sbf().set_index("text")
@@ -366,7 +368,8 @@ def test_sbf_microaggressions_are_always_evaluation_rows(files):
 def test_dynahate_labels_and_missing_ones(files):
     files(
         {
-            "marco/dynahate_dev.csv": 'Unnamed: 0,text,label,type\n1,"a, b",hate,x\n2,kind words,nothate,\n3,no label,,x\n4,,hate,x\n5,"two\nlines",hate,x\n'
+            "marco/dynahate_dev.csv": 'Unnamed: 0,text,label,type\n1,"a, b",hate,x\n2,kind words,nothate,\n'
+            '3,no label,,x\n4,,hate,x\n5,"two\nlines",hate,x\n'
         }
     )
     rows = public.dynahate()
@@ -410,7 +413,8 @@ def test_challenge_prompts_and_wikitext(files):
         {
             "rtp/challenge_prompts.jsonl": "\n".join(json.dumps({"prompt": p, "other": 1}) for p in prompts)
             + "\n\n",
-            "wikitext2/wiki.test.raw": " \n = Title = \n \n A first @-@ rate line , here . \n = = Section = = \n Another . \n",
+            "wikitext2/wiki.test.raw": " \n = Title = \n \n A first @-@ rate line , here . \n"
+            " = = Section = = \n Another . \n",
             "wikitext2/wiki.valid.tokens": " = T = \n It 's <unk> . \n",
         }
     )

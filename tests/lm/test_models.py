@@ -172,8 +172,8 @@ def test_a_proxy_that_the_hub_cannot_use_is_named(cache, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert (
-        done.stdout
-        == "the model 'no/such-model' could not be had from the Hub: the likely cause is the proxy in ALL_PROXY, so correct or unset it.\n"
+        done.stdout == "the model 'no/such-model' could not be had from the Hub: "
+        "the likely cause is the proxy in ALL_PROXY, so correct or unset it.\n"
     )
 
 

@@ -228,7 +228,7 @@ def write_hash(path: Path) -> None:
 
 @pytest.fixture
 def checkpoint(tmp_path):
-    """A tiny BERT in the format of the official checkpoints, its model_type a local folder; and the model itself."""
+    """A tiny BERT in the format of the official checkpoints, its model_type a local folder; and the model."""
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "you", "are", "an", "idiot", "nice", "!", "the"]
     tokenizer = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="[UNK]"))
     tokenizer.normalizer, tokenizer.pre_tokenizer = normalizers.Lowercase(), pre_tokenizers.Whitespace()

@@ -150,7 +150,7 @@ def paradetox() -> pd.DataFrame:
 
 
 def microaggressions(split: str) -> list[str]:
-    """Quotes of microaggressions: ``eval`` is the validation file; the training file is dev or train by hash."""
+    """Quotes of microaggressions: ``eval`` is the validation file; the training file is split by hash."""
     rows = pd.read_csv(fetch(f"marco/microaggressions_{'val' if split == 'eval' else 'train'}.csv"))
     texts = rows.actual_quote.dropna().str.strip().drop_duplicates()
     return [text for text in texts if text and (split == "eval" or dev_or_train(text) == split)]

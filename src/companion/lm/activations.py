@@ -22,7 +22,7 @@ BLOCKS = 50
 
 @dataclass(frozen=True)
 class Sums:
-    """Activation sums over the tokens of each block of prompts, the number of tokens, and of prompts in all."""
+    """Activation sums over the tokens of each block of prompts, their number, and that of prompts in all."""
 
     total: Float[Tensor, "block layer d_mlp"]
     count: Int[Tensor, "block"]
@@ -34,7 +34,7 @@ class Sums:
         return self.weighted(torch.ones(len(self.count)))
 
     def weighted(self, weight: Float[Tensor, "block"]) -> Float[Tensor, "layer d_mlp"]:
-        """Mean over tokens with each block counted ``weight`` times (0 and 1 pick blocks, counts resample them)."""
+        """Mean over tokens, each block counted ``weight`` times (0, 1 pick blocks, counts resample them)."""
         weight = weight.double()
         return torch.einsum("b,bln->ln", weight, self.total) / (weight @ self.count.double())
 

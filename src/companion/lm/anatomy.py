@@ -1,7 +1,7 @@
 """Where a language model keeps its neurons: the one place that knows the architectures apart.
 
-GPT-2, Llama (with Mistral and SmolLM2) and Gemma differ in the module that reads the neurons, in the norm behind
-the MLP and in the gain of the last norm. A new architecture is added here and nowhere else.
+GPT-2, Llama (with Mistral and SmolLM2) and Gemma differ in the module that reads the neurons, in the norm
+behind the MLP and in the gain of the last norm. A new architecture is added here and nowhere else.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def neuron_sites(lm: LanguageModel) -> dict[str, nn.Module]:
 
 
 def mlp_norms(lm: LanguageModel) -> list[nn.Module] | None:
-    """The norm of each layer between MLP output and residual stream (Gemma 2 and 3); None if there is none."""
+    """The norm of each layer between MLP output and residual stream (Gemma 2 and 3), or None."""
     if lm.model.config.model_type not in ("gemma2", "gemma3_text"):
         return None
     return [layer.post_feedforward_layernorm for layer in lm.model.get_decoder().layers]
@@ -73,7 +73,7 @@ def bridge(lm: LanguageModel) -> TransformerBridge:
 
 
 def _unwrap(module: nn.Module, keep: str = "") -> None:
-    """Put a module's own parts back in the place of the bridge's components, but for the one named ``keep``."""
+    """Put a module's own parts back in the place of the bridge's components, but for ``keep``."""
     for name, child in list(module.named_children()):
         own = getattr(child, "original_component", None)
         if own is not None and name != keep:

@@ -23,8 +23,9 @@ from companion.lm import tokens
 from companion.lm.activations import Recorder
 from companion.lm.models import LanguageModel
 
-# Rows that have ended stay until no more than this share of a batch goes on: to drop them costs a copy of the cache.
-KEPT = 0.75
+KEPT = (
+    0.75  # share of a batch that still goes on when ended rows are dropped, which costs a copy of the cache
+)
 SHARED = 16  # tokens that all prompts must have in common to be read once for all
 SHORTLIST = 2048  # tokens among which a nucleus is looked for first
 STRIDE = 1_000_003  # between the generators of two seeds: a prime larger than any run has items
@@ -62,7 +63,7 @@ def generate(
 ) -> Generated:
     """Continue each prompt by up to ``new_tokens`` tokens (fewer after an end-of-text token).
 
-    Warns of prompts that end in a space: they are read as they stand, but models have seldom learned from such.
+    Warns of prompts that end in a space: they are read as they stand, but models have seldom seen such.
 
     Parameters
     ----------

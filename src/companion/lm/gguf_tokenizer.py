@@ -1,7 +1,7 @@
 """A tokenizer as the metadata of a GGUF file describe it.
 
-Not left to transformers: what 5.15 makes of Gemma's file cuts text into letters, and of SmolLM2's it takes the token
-that begins a message for the one that ends it. Both raise nothing and change every number that follows.
+Not left to transformers: what 5.15 makes of Gemma's file cuts text into letters, and of SmolLM2's it takes
+the token that begins a message for the one that ends it. Both raise nothing and change all later numbers.
 """
 
 from __future__ import annotations
@@ -32,20 +32,12 @@ def load(file: Path) -> PreTrainedTokenizerFast:
         if name.startswith("tokenizer.ggml.")
     }
     special = {role: values["tokens"][values[key]] for role, key in SPECIAL.items() if key in values}
-    tokenizer = (
-        _byte_level(values) if values["model"] == "gpt2" else _sentence_piece(values, special["unk_token"])
-    )
+    byte_level = values["model"] == "gpt2"
+    tokenizer = _byte_level(values) if byte_level else _sentence_piece(values, special["unk_token"])
     types = list(zip(values["tokens"], values["token_type"], strict=True))
-    control, plain = (
-        [
-            AddedToken(t, normalized=False)
-            for t, its in types
-            if its == kind and tokenizer.token_to_id(t) is not None
-        ]
-        for kind in (CONTROL, USER_DEFINED)
-    )
-    tokenizer.add_special_tokens(control)
-    tokenizer.add_tokens(plain)
+    for kind, add in ((CONTROL, tokenizer.add_special_tokens), (USER_DEFINED, tokenizer.add_tokens)):
+        whole = [token for token, its in types if its == kind and tokenizer.token_to_id(token) is not None]
+        add([AddedToken(token, normalized=False) for token in whole])
     begin = special["bos_token"] if values.get("add_bos_token") else None
     tokenizer.post_processor = processors.TemplateProcessing(
         single=f"{begin} $A" if begin else "$A",
@@ -66,7 +58,7 @@ def _byte_level(values: dict[str, Any]) -> Tokenizer:
 
 
 def _sentence_piece(values: dict[str, Any], unknown: str) -> Tokenizer:
-    """Spaces are written as ▁. The file lists no merges: every cut of a token into two others is one, in order of id."""
+    """Spaces are written as ▁. The file lists no merges: each cut of a token in two is one, by id."""
     tokens = ["▁" * len(token) if not token.strip(" ") else token for token in values["tokens"]]
     vocabulary = {token: i for i, token in enumerate(tokens)}
     merges = [

@@ -118,7 +118,7 @@ def _load_hub(name: str) -> LanguageModel:
 
 @contextmanager
 def from_hub(what: str, failure: str) -> Iterator[None]:
-    """Load from the Hub, quietly; what fails is the given sentence, or one about the proxy if it is to blame."""
+    """Load from the Hub, quietly; a failure is the given sentence, or one about the proxy to blame."""
     try:
         with quiet():
             yield
@@ -133,7 +133,7 @@ def from_hub(what: str, failure: str) -> Iterator[None]:
 
 @cache
 def usable_cuda() -> bool:
-    """Whether there is a GPU and this build of torch can compute on it: newer builds leave out older cards."""
+    """Whether there is a GPU and this build of torch can compute on it: newer ones leave out old cards."""
     try:
         return torch.cuda.is_available() and (torch.zeros(1, device="cuda") + 1).item() == 1
     except RuntimeError:
@@ -155,7 +155,7 @@ def best_device() -> torch.device:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keep progress bars and advice of transformers out of pages, and peft's use of what transformers renamed."""
+    """Keep progress bars and advice of transformers out of pages, and peft's use of renamed things."""
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()

@@ -67,7 +67,7 @@ def write(
 def read(
     lm: LanguageModel, task: Task, text: Generated, *, through_norm: bool = True, progress: str | None = None
 ) -> Sums:
-    """Let a model read prompts with the given continuations; return sums over the positions that predict them."""
+    """Let a model read prompts with the given continuations; sums over the positions that predict them."""
 
     @torch.inference_mode()
     def build(folder: Path) -> None:
@@ -98,8 +98,8 @@ def teacher_forced(
 ) -> tokens.Batch:
     """Prompts (padded on the left) with their continuations, without the last token, which predicts nothing.
 
-    As many columns as a continuation is long, from the last prompt token on, predict it; ``mask`` says which of
-    them predict a token that was written.
+    As many columns as a continuation is long, from the last prompt token on, predict it; ``mask`` says which
+    of them predict a token that was written.
     """
     left = tokens.pad(prompts, "left")
     return tokens.Batch(torch.cat([left.ids, ids[:, :-1]], 1), torch.cat([left.mask, mask[:, :-1]], 1))

@@ -109,7 +109,7 @@ def pad(rows: Sequence[Sequence[int]], side: Literal["left", "right"], pad_id: i
 def batches(
     tokenizer: PreTrainedTokenizerBase, texts: Iterable[str], max_tokens: int, size: int
 ) -> Iterator[tuple[list[int], Batch]]:
-    """Encode texts and yield (their indices, a batch padded on the right), those of similar length together."""
+    """Encode texts; yield indices and a batch padded on the right, texts of similar length together."""
     rows = encode(tokenizer, texts, max_tokens)
     for chosen in by_length(rows, size):
         yield chosen, pad([rows[i] for i in chosen], "right")

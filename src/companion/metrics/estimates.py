@@ -32,7 +32,7 @@ class Estimate:
     n: int
 
     def __format__(self, spec: str) -> str:
-        """``value [low, high]``, each number as ``spec`` says; ``.1 %`` is ``.1%`` with a space before the sign."""
+        """``value [low, high]``, each as ``spec`` says; ``.1 %`` is ``.1%`` with a space before the sign."""
         plain = spec.replace(" %", "%")
         text = f"{self.value:{plain}} [{self.low:{plain}}, {self.high:{plain}}]"
         return text if spec == plain else text.replace("%", " %")

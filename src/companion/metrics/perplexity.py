@@ -10,6 +10,7 @@ from jaxtyping import Float
 
 from companion.lm import tokens, trie
 from companion.lm.models import LanguageModel
+from companion.metrics.estimates import Estimate, ratio
 
 LOSS_TOKENS = 256  # tokens read together: the logits of a large vocabulary fill memory
 
@@ -35,10 +36,15 @@ def cross_entropy(
 
 
 def windows(lm: LanguageModel, texts: Iterable[str], width: int, limit: int | None = None) -> list[list[int]]:
-    """Cut the texts, joined by blank lines, into non-overlapping windows of ``width`` tokens (Lee et al., 2024)."""
+    """Cut texts, joined by blank lines, into windows of ``width`` tokens side by side (Lee et al., 2024)."""
     ids = tokens.encode(lm.tokenizer, ["\n\n".join(tokens.checked(texts))])[0]
     cut = [ids[i : i + width] for i in range(0, len(ids) - 1, width)]
     return [w for w in cut if len(w) > 1][:limit]
+
+
+def perplexity(lm: LanguageModel, cut: Sequence[Sequence[int]], seed: int = 0) -> Estimate:
+    """exp(sum of NLL / number of scored tokens); the interval resamples windows."""
+    return ratio(*cross_entropy(lm, cut), seed, np.exp)
 
 
 @torch.inference_mode()
@@ -47,8 +53,8 @@ def nll(
 ) -> tuple[Float[np.ndarray, "texts"], Float[np.ndarray, "texts"]]:
     """Summed negative log-likelihood (nats) and number of tokens of each text, its first token included.
 
-    Both are 0 for an empty text. Texts are packed in order of their tokens: what several begin with, as rewrites
-    of one sentence do, is read once.
+    Both are 0 for an empty text. Texts are packed in order of their tokens: what several begin with, as
+    rewrites of one sentence do, is read once.
     """
     texts = tokens.checked(texts)
     begin = lm.tokenizer.eos_token_id if lm.tokenizer.bos_token_id is None else lm.tokenizer.bos_token_id

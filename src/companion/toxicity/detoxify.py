@@ -109,7 +109,7 @@ def _hash_in_name(path: Path) -> str | None:
 
 
 def _check(path: Path) -> None:
-    """Compare a checkpoint with the sha256 in the note beside it or, failing that, with the one in its name."""
+    """Compare a checkpoint with the sha256 in the note beside it or, failing that, in its name."""
     note = path.with_name(path.name + ".sha256")
     words = note.read_text(encoding="utf-8").lower().split() if note.is_file() else [_hash_in_name(path)]
     expected = words[0] if words else None

@@ -1,7 +1,7 @@
 """Train the embedded scorer on the *train* rows of the public labelled data.
 
-Maintainers run it through ``companion make scorer``; it writes ``data/scorer/``. LoRA on every linear layer of
-MiniLM and a linear head, three epochs on all rows and three with equally many of each source; a logistic
+Maintainers run it through ``companion make scorer``; it writes ``data/scorer/``. LoRA on every linear layer
+of MiniLM and a linear head, three epochs on all rows and three with equally many of each source; a logistic
 regression on hashed n-grams (C = 4); both logits combined by a logistic regression fitted on the *dev* rows.
 Evaluation rows are scored for the card, which says what was changed after they had been seen.
 """
