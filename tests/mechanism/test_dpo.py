@@ -131,7 +131,7 @@ def test_an_empty_completion_has_log_probability_0(lively_lm):
     plain = encode_pairs(lively_lm.tokenizer, some_pairs(3), 10, 8)
     empty = encode_pairs(
         lively_lm.tokenizer,
-        [Pair("The", "", "!!!", 0, 1), Pair("The", "so", "", 0, 1), Pair("The", "", "", 0, 1)],
+        [Pair("The", "", "!!!", 0.0, 1.0), Pair("The", "so", "", 0.0, 1.0), Pair("The", "", "", 0.0, 1.0)],
         10,
         8,
     )
@@ -152,7 +152,7 @@ def test_an_empty_completion_has_log_probability_0(lively_lm):
 
 def test_pairs_with_an_empty_side_can_be_trained_on(tiny, tmp_path):
     """B38: also a batch in which there is nothing to score."""
-    pairs = [Pair("The cat", "", "!!!", 0, 1), Pair("The cat", "", "", 0, 1)]
+    pairs = [Pair("The cat", "", "!!!", 0.0, 1.0), Pair("The cat", "", "", 0.0, 1.0)]
     model = copy.deepcopy(tiny.model)
     config = DPOConfig(**{**vars(FAST), "batch_size": 1, "steps": 4})
     history = dpo.train(model, encode_pairs(tiny.tokenizer, pairs, 10, 8), config, tmp_path)
@@ -163,7 +163,7 @@ def test_pairs_with_an_empty_side_can_be_trained_on(tiny, tmp_path):
 
 
 def test_encode_pairs_cuts_and_adds_no_end(tiny):
-    pair = Pair("abcdef", "ghijkl", "mn", 0, 1)
+    pair = Pair("abcdef", "ghijkl", "mn", 0.0, 1.0)
     (triple,) = encode_pairs(tiny.tokenizer, [pair], 4, 3)
     assert [tiny.tokenizer.decode(part) for part in triple] == ["abcd", "ghi", "mn"]
 

@@ -17,6 +17,7 @@ from companion.lm.activations import Sums
 from companion.lm.recording import Task
 from companion.mechanism import accounting, neurons
 from companion.mechanism.neurons import Group, Role, Side
+from companion.metrics.estimates import Estimate
 
 SHAPE = (2, 300)
 
@@ -130,34 +131,30 @@ def test_groups_part_the_neurons():
     ]
 
 
-# value vector, activation before and after, and the two names
+# value vector, activation before and after, and the name
 CASES = [
-    (1, 2, 1, "TP↓", "TP−"),
-    (1, 2, 3, "TP↑", "TP+"),
-    (1, -2, -3, "TN↓", "TN+"),
-    (1, -2, -1, "TN↑", "TN−"),
-    (-1, 2, 3, "AP↓", "AP+"),
-    (-1, 2, 1, "AP↑", "AP−"),
-    (-1, -2, -1, "AN↓", "AN−"),
-    (-1, -2, -3, "AN↑", "AN+"),
+    (1, 2, 1, "TP↓"),
+    (1, 2, 3, "TP↑"),
+    (1, -2, -3, "TN↓"),
+    (1, -2, -1, "TN↑"),
+    (-1, 2, 3, "AP↓"),
+    (-1, 2, 1, "AP↑"),
+    (-1, -2, -1, "AN↓"),
+    (-1, -2, -3, "AN↑"),
 ]
 
 
-@pytest.mark.parametrize(
-    ("u", "before", "after", "arrow", "magnitude"), CASES, ids=[case[3] for case in CASES]
-)
-def test_roles_and_their_two_names(u, before, after, arrow, magnitude):
+@pytest.mark.parametrize(("u", "before", "after", "arrow"), CASES, ids=[case[3] for case in CASES])
+def test_roles_and_their_names(u, before, after, arrow):
     u, before, after = (torch.tensor([[float(x)]]) for x in (u, before, after))
     reduction = (before - after) * u
     role = Role(neurons.roles(neurons.groups(u, before), reduction).item())
-    assert (role.arrow, role.magnitude) == (arrow, magnitude)
+    assert role.arrow == arrow
     assert role.group.name == arrow[:2] and role.reduces == (reduction > 0).item() == arrow.endswith("↓")
-    assert magnitude.endswith("−") == (after.abs() < before.abs()).item()
 
 
 def test_every_role_has_its_names():
     assert [role.arrow for role in Role] == ["TP↓", "TN↓", "AP↓", "AN↓", "TP↑", "TN↑", "AP↑", "AN↑"]
-    assert [role.magnitude for role in Role] == ["TP−", "TN+", "AP+", "AN−", "TP+", "TN−", "AP−", "AN+"]
     assert [role.name for role in Role] == [
         f"{role.group.name}_{'REDUCES' if role.reduces else 'RAISES'}" for role in Role
     ]
@@ -236,6 +233,39 @@ def test_a_longer_direction_scales_sums_and_leaves_shares(change):
             assert [other[name].value, other[name].low, other[name].high] == pytest.approx(
                 expected, rel=1e-6, abs=1e-9
             )
+
+
+def test_other_neurons_can_be_left_out(change):
+    before, _, cosine = change
+    first_layer = torch.arange(len(cosine))[:, None] < 1
+    within = before.within(first_layer)
+    assert within.projections[0].equal(before.projections[0]) and not within.projections[1:].any()
+    assert within.sums is before.sums
+
+
+def test_the_text_brings_what_models_show_that_have_not_changed():
+    """Weights and text each move every neuron: the text by 2 along the direction, the weights by 1."""
+    u = alternating()
+    sums = {moved: synthetic(0, -moved * u) for moved in (0.0, 2.0)}
+    before, after, before_reads, after_reads = (
+        Side(sums[text], u - weights / 100) for text, weights in ((0.0, 0), (2.0, 1), (2.0, 0), (0.0, 1))
+    )
+    share = accounting.text_share(before, after, before_reads, after_reads)
+    net = (before.projections - after.projections).sum()
+    by_text = (before.projections - before_reads.projections).sum()
+    assert share["text_first"].value == pytest.approx(float(by_text / net))
+    by_weights = (before.projections - after_reads.projections).sum()
+    assert share["text_last"].value == pytest.approx(1 - float(by_weights / net))
+    for estimate in share.values():
+        assert estimate.low <= estimate.value <= estimate.high and estimate.n == 40
+    same = accounting.text_share(before, before_reads, before_reads, before)
+    assert same["text_first"].value == same["text_last"].value == 1  # no weight has changed
+
+
+def test_intervals_are_apart_if_they_do_not_overlap():
+    low, high, wide = (Estimate(*map(float, ends), 9) for ends in ((1, 0, 2), (4, 3, 5), (2, 1, 4)))
+    assert accounting.apart(low, high) and accounting.apart(high, low)
+    assert not accounting.apart(low, wide) and not accounting.apart(wide, high)
 
 
 # --- intervals and regression to the mean

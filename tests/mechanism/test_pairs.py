@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from companion.lm import tokens
 from companion.lm.generation import generate
+from companion.lm.recording import Task
 from companion.mechanism import pplm
 from companion.mechanism.pairs import Pair, make_pairs, read, write
 from companion.mechanism.pplm import PPLM, sample, steered
@@ -221,6 +222,11 @@ def test_read_ignores_unknown_fields(tmp_path):
     assert read(tmp_path / "pairs.jsonl") == [Pair("p", "c", "r", 0.1, 0.9)] * 2
 
 
+def test_swapping_a_pair_twice_gives_it_back():
+    pair = Pair("p", "c", "r", 0.1, 0.9)
+    assert pair.swapped() == Pair("p", "r", "c", 0.9, 0.1) and pair.swapped().swapped() == pair
+
+
 class ByteScorer:
     """Scores a text by its bytes: arbitrary, but the same for the same text."""
 
@@ -238,19 +244,10 @@ def test_make_pairs(lively_lm, direction, prompts, tmp_path, monkeypatch):
     greedy = generate(lively_lm, prompts, new_tokens=NEW)
     whole = greedy.mask.all(dim=1).tolist()
     assert 0 < sum(whole) < len(prompts)
-    scorer, common = (
-        ByteScorer(),
-        {
-            "settings": QUICK,
-            "rounds": 2,
-            "new_tokens": NEW,
-            "max_prompt_tokens": 50,
-            "seed": 0,
-            "folder": tmp_path,
-        },
-    )
+    scorer, task = ByteScorer(), Task(prompts, NEW, 50)
+    common = {"rounds": 2, "seed": 0, "folder": tmp_path}
     made = {
-        margin: make_pairs(lively_lm, direction, prompts, scorer, margin=margin, **common)
+        margin: make_pairs(lively_lm, direction, task, scorer, QUICK, margin=margin, **common)
         for margin in (-1.0, 0.2)
     }
 

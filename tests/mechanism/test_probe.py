@@ -195,7 +195,8 @@ def test_top_tokens_read_through_the_final_norm(name):
         direction -= direction.mean()  # the LayerNorm of GPT-2 would remove the mean
         with torch.no_grad():
             expected = lm.model.get_output_embeddings()(norm(direction[None]))[0].topk(6).indices
-        assert probe.top_tokens(lm, direction, 6) == [lm.tokenizer.decode([i]) for i in expected.tolist()]
+        tokens_of_it = [lm.tokenizer.decode([i]) for i in expected.tolist()]
+        assert probe.top_tokens(lm, direction[None], 6) == [tokens_of_it]
 
 
 # --- views of a model

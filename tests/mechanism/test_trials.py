@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from companion import profiles
+from companion.book import papers
 from companion.data import by_profile
 from companion.lm import anatomy, generation
 from companion.mechanism import neurons, study
@@ -17,12 +18,17 @@ from companion.mechanism.exam import BATCH_TOKENS, Exam, Outcome, examine, mean_
 from companion.mechanism.interventions import AblateValues, Positions, applied
 from companion.mechanism.neurons import Group
 from companion.mechanism.trials import (
+    ABLATED,
+    BASE,
     CIVIL_WORDS,
+    CONTROLLED,
+    DPO,
     TOXIC_WORDS,
     Trial,
     ablation_controls,
     ablations,
     calibrated,
+    control,
     edited,
     edits,
     embedding_direction,
@@ -30,6 +36,7 @@ from companion.mechanism.trials import (
     patch_sets,
     patches,
     run,
+    subtractions,
     top,
     unalignments,
 )
@@ -54,7 +61,7 @@ def views(s):
 def test_top_takes_the_highest(s):
     chosen = top(s.cosine, 10)
     assert chosen.sum() == 10 and s.cosine[chosen].min() >= s.cosine[~chosen].max()
-    among = s.base_mean > 0
+    among = s.base.mean > 0
     positive = top(s.cosine, 10, among)
     assert positive.sum() == 10 and not (positive & ~among).any()
     assert top(s.cosine, 10**6, among).equal(among)  # all there are
@@ -82,7 +89,7 @@ def test_matched_neurons_are_others_of_the_same_norms(s, monkeypatch):
 
 
 def test_patch_sets_fit_together(s):
-    sets = patch_sets(s)
+    sets = {label: chosen for label, chosen in patch_sets(s).values()}
     down = [sets[f"{g.name}↓"] for g in Group]
     assert torch.stack(down).sum(0).max() == 1  # no neuron twice
     assert torch.stack(down).any(0).equal(sets["all ↓"]) and sets["all ↓"].equal(s.reduction > 0)
@@ -98,22 +105,63 @@ def test_editing_takes_its_share_of_every_group(s, random):
     for g in Group:
         members = s.members(g)
         assert (patch.neurons & members).sum() == round(0.5 * int(members.sum()))
-        torch.testing.assert_close(patch.values[members], s.base_mean[members] * factor[g])
+        torch.testing.assert_close(patch.values[members], s.base.mean[members] * factor[g])
         inside, outside = s.cosine[patch.neurons & members].abs(), s.cosine[members & ~patch.neurons].abs()
         if not random:
             assert (
                 inside.min() >= outside.max() if g in (Group.TP, Group.AN) else inside.max() <= outside.min()
             )
     clamp = edited(s, s.cosine, 0.0, 0.5)
-    assert clamp.values.equal(s.base_mean)
+    assert clamp.values.equal(s.base.mean)
 
 
-def test_every_trial_has_a_name_of_its_own(s):
-    controls = [trial for draws in ablation_controls(s).values() for trial in draws]
-    trials = [*ablations(s), *controls, *patches(s), *edits(s), *unalignments(s)]
-    assert len({t.name for t in trials}) == len(trials)
-    assert set(ablation_controls(s)) <= {t.name for t in ablations(s)}
-    assert all(t.on_tuned == t.name.startswith("DPO") for t in trials)
+@pytest.fixture(scope="module")
+def every(s, views) -> list[Trial]:
+    windows = perplexity.windows(s.base.lm, by_profile.prose(s.profile, "dev"), 32, 2)
+    subtracted = [t for cost in (1.0, 0.25) for t in subtractions(s, views[0], windows, cost)]
+    made = [*ablations(s), *ablation_controls(s), *patches(s), *edits(s), *unalignments(s)]
+    return [BASE, DPO, *subtracted, *made]
+
+
+def test_every_trial_has_a_key_and_a_label_of_its_own(every):
+    assert len({t.key for t in every}) == len({t.label for t in every}) == len(every)
+    assert all(t.key.isidentifier() or "." in t.key for t in every)
+    assert all(t.on_tuned == t.label.startswith("DPO") for t in every)
+
+
+def test_controls_are_held_against_trials_that_exist(every):
+    by_key = {t.key: t for t in every}
+    for t in every:
+        for key in t.control_of:
+            assert by_key[key].on_tuned == t.on_tuned and key != t.key
+            assert not by_key[key].control_of
+    random = [t for t in every if any(by_key[key].family == t.family for key in t.control_of)]
+    assert all("random" in t.key for t in random)
+    held = {key for t in random for key in t.control_of}
+    assert {f"ablate_{kind}_{n}" for kind in ABLATED for n in CONTROLLED} <= held
+    assert {t.key for t in every if t.published} - held == {"base", "dpo"}
+
+
+def test_what_is_published_is_a_row_of_the_table(every):
+    rows = papers.rows(setting="gpt2-medium")
+    for t in filter(lambda t: t.published, every):
+        intervention, source = t.published
+        here = rows[(rows.intervention == intervention) & (rows.source == source)]
+        assert set(here.metric) == {"toxicity", "perplexity", "f1"}, t.key
+    assert sum(t.published is not None for t in every) == 16
+
+
+def test_a_control_is_the_same_done_to_others_draws_averaged():
+    def outcome(toxicity: float) -> Outcome:
+        return Outcome(["a"], np.array([toxicity]), np.array([0.5]), np.array([1.0]), np.array([3]))
+
+    trial, of = Trial("one", "One", "ablate"), {"control_of": ("one", "two")}
+    draws = [Trial(f"random_{i}", f"random, {i}", "ablate", **of) for i in range(2)]
+    clamp = Trial("clamp", "clamp", "clamp", **of)
+    outcomes = {"random_0": outcome(0.2), "random_1": outcome(0.4), "clamp": outcome(0.9)}
+    averaged = control(trial, [trial, *draws, clamp], outcomes)
+    assert averaged is not None and averaged.toxicity.tolist() == [pytest.approx(0.3)]
+    assert control(clamp, draws, outcomes) is None
 
 
 def test_a_calibrated_subtraction_costs_what_it_may(embedded_lm):
@@ -132,10 +180,10 @@ def test_a_calibrated_subtraction_costs_what_it_may(embedded_lm):
 
 
 def test_an_exam_without_interventions_is_the_plain_model(s, exam, views):
-    outcome = examine(s.lm, views[0], exam, s.scorer)
-    settings = {"new_tokens": exam.new_tokens, "max_prompt_tokens": exam.max_prompt_tokens}
-    assert outcome.texts == generation.generate(s.lm, exam.prompts, **settings).texts
-    assert outcome.nll == pytest.approx(perplexity.cross_entropy(s.lm, exam.windows)[0], rel=1e-5)
+    outcome = examine(s.base.lm, views[0], exam, s.scorer)
+    settings = {"new_tokens": exam.task.new_tokens, "max_prompt_tokens": exam.task.max_prompt_tokens}
+    assert outcome.texts == generation.generate(s.base.lm, exam.task.prompts, **settings).texts
+    assert outcome.nll == pytest.approx(perplexity.cross_entropy(s.base.lm, exam.windows)[0], rel=1e-5)
     assert len(outcome.f1) == len(exam.references) == s.profile.sweep_sentences
     summary = outcome.summary(outcome)
     assert summary["drop"].value == summary["perplexity_rise"].value == summary["f1_change"].value == 0
@@ -148,19 +196,19 @@ def test_outcomes_are_kept_by_intervention_and_positions(s, exam, views, monkeyp
         ((AblateValues(~some),), {}),
         ((AblateValues(some),), {"reading": Positions.FIRST}),
     ]
-    first = [examine(s.lm, views[0], exam, s.scorer, *given, **where) for given, where in asked]
+    first = [examine(s.base.lm, views[0], exam, s.scorer, *given, **where) for given, where in asked]
     assert len({tuple(o.nll) for o in first}) == 3
     for module, name in ((generation, "generate"), (perplexity, "cross_entropy")):
         monkeypatch.setattr(module, name, lambda *_a, **_k: pytest.fail("not from the store"))
-    again = [examine(s.lm, views[0], exam, s.scorer, *given, **where) for given, where in asked]
+    again = [examine(s.base.lm, views[0], exam, s.scorer, *given, **where) for given, where in asked]
     assert [o.texts for o in again] == [o.texts for o in first] and all(
         (a.nll == b.nll).all() for a, b in zip(again, first, strict=True)
     )
 
 
 def test_trials_run_on_the_model_they_name(s, exam, views):
-    found = run(s, exam, views, [Trial("base", ()), Trial("DPO", (), on_tuned=True)])
-    assert (found["base"].nll != found["DPO"].nll).any()
+    outcomes = run(s, exam, views, [BASE, DPO])
+    assert (outcomes["base"].nll != outcomes["dpo"].nll).any()
 
 
 def test_draws_are_averaged_by_prompt():
@@ -174,12 +222,12 @@ def test_draws_are_averaged_by_prompt():
 
 
 def test_embedding_direction_points_from_civil_to_toxic(s):
-    unembedding = s.lm.model.get_output_embeddings().weight.detach()
+    unembedding = s.base.lm.model.get_output_embeddings().weight.detach()
     direction = embedding_direction(s)
     assert direction.shape == s.direction.shape
 
     def along(words):
-        ids = [i for row in s.lm.tokenizer(list(words))["input_ids"] for i in row]
+        ids = [i for row in s.base.lm.tokenizer(list(words))["input_ids"] for i in row]
         return float((unembedding[ids] @ direction).mean())
 
     assert along(TOXIC_WORDS) > along(CIVIL_WORDS)

@@ -1,4 +1,10 @@
-"""Gross, net and shares of a reduction over groups of neurons, with intervals over prompts. Yang et al. (2024), section 5."""
+"""Gross, net and shares of a reduction over groups of neurons, with intervals over prompts.
+
+Yang et al. (2024), section 5. The two sides of a comparison are :class:`companion.mechanism.neurons.Side`::
+
+    shares(before, after, cosine)["gross_share_TP"]  # an Estimate
+    split_half(before, after, cosine)["gross"]  # without what chance adds
+"""
 
 from __future__ import annotations
 
@@ -12,7 +18,7 @@ from torch import Tensor
 
 from companion.lm.activations import Sums
 from companion.mechanism.neurons import Group, Role, Side, groups, parts, roles
-from companion.metrics.estimates import Estimate
+from companion.metrics.estimates import INTERVAL, Estimate
 
 HALVES = 20  # random ways to cut the prompts in two
 
@@ -27,18 +33,18 @@ def account(
     """
     reduces = reduction > 0 if reduces is None else reduces
     down = torch.where(reduces, reduction, 0.0)
-    found = {
+    sums = {
         "gross": down.sum().item(),
         "net": reduction.sum().item(),
         "reducing": reduces.double().mean().item(),
     }
-    by = {"gross": down, "net": reduction, "raise": down - reduction}
-    for name, values in by.items():
-        sums = torch.zeros(4, dtype=torch.float64).index_add_(0, group.flatten(), values.flatten().double())
-        found |= {f"{name}_{g.name}": sums[g].item() for g in Group}
+    by_kind = {"gross": down, "net": reduction, "raise": down - reduction}
+    for name, values in by_kind.items():
+        of = torch.zeros(4, dtype=torch.float64).index_add_(0, group.flatten(), values.flatten().double())
+        sums |= {f"{name}_{g.name}": of[g].item() for g in Group}
         if name != "raise":
-            found |= {f"{name}_share_{g.name}": (sums[g] / found[name]).item() for g in Group}
-    return found
+            sums |= {f"{name}_share_{g.name}": (of[g] / sums[name]).item() for g in Group}
+    return sums
 
 
 def shares(
@@ -63,6 +69,32 @@ def bootstrap_blocks(
     """Intervals of any statistic of the prompts; it is given how often each block of prompts is counted."""
     generator, ones = torch.Generator().manual_seed(seed), torch.ones(len(sums.count))
     return _estimates(once(ones), [once(_resample(ones, generator)) for _ in range(resamples)], sums.prompts)
+
+
+def text_share(
+    before: Side, after: Side, before_reads: Side, after_reads: Side, *, seed: int = 0
+) -> dict[str, Estimate]:
+    """Part of the net between two models, each on its own text, that comes with the text and not with the weights.
+
+    ``before_reads`` is the first model on the second one's text, ``after_reads`` the second on the first one's.
+    The two changes do not simply add up, so there are two answers: ``text_first``, the first model reading the
+    other text over the net; and ``text_last``, what is left once the weights have changed on the old text.
+    """
+
+    def once(weight: Tensor) -> dict[str, float]:
+        own, tuned = before.part(weight), after.part(weight)
+        changes = {
+            "text_first": own - before_reads.part(weight),
+            "text_last": after_reads.part(weight) - tuned,
+        }
+        return {name: float(by_text.sum() / (own - tuned).sum()) for name, by_text in changes.items()}
+
+    return bootstrap_blocks(once, before.sums, seed=seed)
+
+
+def apart(one: Estimate, other: Estimate) -> bool:
+    """Whether two intervals do not overlap."""
+    return one.low > other.high or other.low > one.high
 
 
 def split_half(
@@ -98,8 +130,8 @@ def _over_halves(
     """Mean of a statistic of two halves over random halves; the interval draws halves and, within them, blocks."""
     generator, n = torch.Generator().manual_seed(seed), len(sums.count)
     firsts = [(torch.randperm(n, generator=generator) < n // 2).double() for _ in range(HALVES)]
-    found = [once(*pair) for first in firsts for pair in ((first, 1 - first), (1 - first, first))]
-    value = {name: float(np.mean([f[name] for f in found])) for name in found[0]}
+    halves = [once(*pair) for first in firsts for pair in ((first, 1 - first), (1 - first, first))]
+    value = {name: float(np.mean([half[name] for half in halves])) for name in halves[0]}
     drawn = [
         once(_resample(first, generator), _resample(1 - first, generator))
         for first in (firsts[i % HALVES] for i in range(resamples))
@@ -120,30 +152,23 @@ def _estimates(value: dict[str, float], drawn: list[dict[str, float]], n: int) -
     A sum of absolute values, such as gross, grows with noise, and resampled data are noisier than
     the data; without the move the interval of gross may miss its own value.
     """
-    found = {}
-    for name in value:
-        low, middle, high = np.quantile([d[name] for d in drawn], [0.025, 0.5, 0.975])
-        found[name] = Estimate(
-            value[name], float(value[name] + low - middle), float(value[name] + high - middle), n
-        )
-    return found
+    estimates = {}
+    for name, v in value.items():
+        low, middle, high = np.quantile([d[name] for d in drawn], [INTERVAL[0], 0.5, INTERVAL[1]])
+        estimates[name] = Estimate(v, float(v + low - middle), float(v + high - middle), n)
+    return estimates
 
 
 def table(
     before: Side, after: Side, cosine: Float[Tensor, "layer d_mlp"], *, seed: int = 0, resamples: int = 200
 ) -> pd.DataFrame:
-    """One row per neuron: projections, reduction with its interval over prompts and its three parts, group and role."""
+    """One row per neuron: projections, reduction with interval over prompts and three parts, group and role."""
     reduction = before.projections - after.projections
     group = groups(cosine, before.sums.mean)
-    generator = torch.Generator().manual_seed(seed)
-    ones = torch.ones(len(before.sums.count))
-    drawn = torch.stack(
-        [
-            (before.part(w) - after.part(w)).float()
-            for w in (_resample(ones, generator) for _ in range(resamples))
-        ]
-    )
-    low, high = (drawn.kthvalue(max(1, round(q * resamples)), dim=0).values for q in (0.025, 0.975))
+    generator, ones = torch.Generator().manual_seed(seed), torch.ones(len(before.sums.count))
+    weights = (_resample(ones, generator) for _ in range(resamples))
+    drawn = torch.stack([(before.part(w) - after.part(w)).float() for w in weights])  # resample, layer, d_mlp
+    low, high = (drawn.kthvalue(max(1, round(q * resamples)), dim=0).values for q in INTERVAL)
     layer, index = torch.meshgrid(*(torch.arange(n) for n in reduction.shape), indexing="ij")
     columns = {
         "layer": layer,
@@ -159,6 +184,5 @@ def table(
         **parts(before, after),
     }
     rows = pd.DataFrame({name: values.flatten().numpy() for name, values in columns.items()})
-    code = roles(group, reduction).flatten().tolist()
-    names = {role.value: role for role in Role}
-    return rows.assign(group=[names[c].group.name for c in code], role=[names[c].arrow for c in code])
+    role = [Role(code) for code in roles(group, reduction).flatten().tolist()]
+    return rows.assign(group=[r.group.name for r in role], role=[r.arrow for r in role])

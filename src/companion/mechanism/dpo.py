@@ -22,7 +22,6 @@ from accelerate.state import AcceleratorState
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
-from torch.utils.data import DataLoader
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -97,7 +96,7 @@ def dpo_loss(
     reference_rejected: Float[Tensor, "pairs"],
     beta: float,
 ) -> Float[Tensor, "pairs"]:
-    """−log σ(β[(log π_w − log π_ref,w) − (log π_l − log π_ref,l)]) per pair (Rafailov et al., 2023, equation 7)."""
+    """−log σ(β[(log π_w − log π_ref,w) − (log π_l − log π_ref,l)]) per pair (Rafailov et al., 2023, eq. 7)."""
     return -logsigmoid(beta * ((chosen - reference_chosen) - (rejected - reference_rejected)))
 
 
@@ -113,32 +112,40 @@ def encode_pairs(
 
 def collate(triples: Sequence[Triple]) -> PairBatch:
     """Pack pairs into one row with their attention mask."""
-    ids, positions, owner, source, target = [], [], [], [], []
-    for pair, (prompt, *sides) in enumerate(triples):
-        owner += [(pair, 0)] * len(prompt)
-        start = len(ids)
+    ids: list[int] = []
+    positions: list[int] = []
+    owner: list[tuple[int, int]] = []  # pair, and 0 for its prompt, 1 or 2 for a completion
+    source: list[int] = []
+    target: list[int] = []
+    for number, (prompt, *sides) in enumerate(triples):
+        owner += [(number, 0)] * len(prompt)
+        last = len(ids) + len(prompt) - 1  # of the prompt: it predicts the first token of both completions
         ids += prompt
         positions += range(len(prompt))
-        for side, completion in enumerate(sides, start=1):
-            source += [start + len(prompt) - 1, *range(len(ids), len(ids) + len(completion) - 1)][
-                : len(completion)
-            ]
+        for which, completion in enumerate(sides, start=1):
+            fed = completion[:-1]  # the last token is predicted, and predicts nothing
+            if completion:
+                source += [last, *range(len(ids), len(ids) + len(fed))]
             target += completion
-            ids += completion[:-1]  # the last token is predicted, and predicts nothing
-            positions += range(len(prompt), len(prompt) + len(completion) - 1)
-            owner += [(pair, side)] * (len(completion) - 1)
-    pair, side = torch.tensor(owner).T
-    visible = (pair[:, None] == pair) & ((side[:, None] == side) | (side == 0))
+            ids += fed
+            positions += range(len(prompt), len(prompt) + len(fed))
+            owner += [(number, which)] * len(fed)
+    pair, side = torch.tensor(owner).T  # pos each
+    visible = (pair[:, None] == pair) & ((side[:, None] == side) | (side == 0))  # pos, pos
     visible = visible.tril()  # a packed row keeps the order within each part
-    widths = torch.tensor([len(completion) for _, *sides in triples for completion in sides])
+    widths = torch.tensor([len(completion) for _, *sides in triples for completion in sides])  # 2 · pairs
     return PairBatch(
-        torch.tensor([ids]),
-        torch.tensor([positions]),
-        torch.zeros(visible.shape).masked_fill(~visible, -torch.inf)[None, None],
-        torch.tensor(source, dtype=torch.long),
-        torch.tensor(target, dtype=torch.long),
-        torch.arange(int(widths.max())) < widths[:, None],
+        torch.tensor([ids]),  # 1, pos
+        torch.tensor([positions]),  # 1, pos
+        torch.zeros(visible.shape).masked_fill(~visible, -torch.inf)[None, None],  # 1, 1, pos, pos
+        torch.tensor(source, dtype=torch.long),  # scored
+        torch.tensor(target, dtype=torch.long),  # scored
+        torch.arange(int(widths.max())) < widths[:, None],  # 2 · pairs, longest completion
     )
+
+
+def _packed(triples: Sequence[Triple], rows: Sequence[int], device: torch.device) -> PairBatch:
+    return PairBatch(*(t.to(device) for t in collate([triples[i] for i in rows])))
 
 
 def completion_logps(model: nn.Module, batch: PairBatch) -> Float[Tensor, "pairs 2"]:
@@ -146,23 +153,23 @@ def completion_logps(model: nn.Module, batch: PairBatch) -> Float[Tensor, "pairs
 
     ``logits_to_keep`` makes the (large) logits for the positions that predict a completion token.
     """
-    logits = model(
+    out = model(
         input_ids=batch.ids,
         attention_mask=batch.mask,
         position_ids=batch.positions,
         use_cache=False,
         logits_to_keep=batch.source,
-    ).logits[0]
-    logits = logits.float()
-    logp = logits.gather(-1, batch.target[:, None])[:, 0] - logits.logsumexp(-1)
-    table = logp.new_zeros(batch.real.shape)
+    )
+    logits = out.logits[0].float()  # scored, vocab
+    logp = logits.gather(-1, batch.target[:, None])[:, 0] - logits.logsumexp(-1)  # scored
+    table = logp.new_zeros(batch.real.shape)  # 2 · pairs, longest completion
     table[batch.real] = logp  # then summed row by row, in a fixed order
     return table.sum(-1).view(-1, 2)
 
 
 def schedule_batches(n: int, batch_size: int, steps: int, seed: int) -> list[list[int]]:
     """``steps`` batches of pair indices: seeded epochs, each a fresh shuffle of all pairs."""
-    generator, order = torch.Generator().manual_seed(seed), []
+    generator, order = torch.Generator().manual_seed(seed), list[int]()
     while len(order) < steps * batch_size:
         order += torch.randperm(n, generator=generator).tolist()
     return [order[i * batch_size : (i + 1) * batch_size] for i in range(steps)]
@@ -172,15 +179,15 @@ def schedule_batches(n: int, batch_size: int, steps: int, seed: int) -> list[lis
 def reference_logps(
     accelerator: Accelerator, model: nn.Module, triples: Sequence[Triple], batches: Sequence[Sequence[int]]
 ) -> Float[Tensor, "pairs 2"]:
-    """Log-probabilities of chosen and rejected completions under the untrained model, for the pairs that training will see (0 for others)."""
+    """:func:`completion_logps` of the untrained model for the pairs that training will see (0 for others)."""
     seen = sorted({i for batch in batches for i in batch})
     size = len(batches[0]) if batches else 1
-    found = torch.zeros(len(triples), 2)
+    logps = torch.zeros(len(triples), 2)
     for start in range(0, len(seen), size):
         rows = seen[start : start + size]
-        batch = PairBatch(*(t.to(accelerator.device) for t in collate([triples[i] for i in rows])))
-        found[rows] = completion_logps(model, batch).float().cpu()
-    return found
+        batch = _packed(triples, rows, accelerator.device)
+        logps[rows] = completion_logps(model, batch).float().cpu()
+    return logps
 
 
 def train(
@@ -210,19 +217,12 @@ def train(
     reference = besides.get("reference")
     if reference is None:
         reference = reference_logps(accelerator, model, triples, schedule)
-    batches = schedule[len(history) :]
-    loader = DataLoader(
-        range(len(triples)),
-        batch_sampler=batches,
-        collate_fn=lambda rows: (collate([triples[i] for i in rows]), reference[rows]),
-    )
-    for batch, ref in tqdm(
-        accelerator.prepare(loader), desc=progress, total=len(batches), disable=progress is None
-    ):
+    for rows in tqdm(schedule[len(history) :], desc=progress, disable=progress is None):
+        batch, ref = _packed(triples, rows, accelerator.device), reference[rows].to(accelerator.device)
         started = time.perf_counter()
         for group in optimizer.param_groups:
             group["lr"] = config.learning_rate * min(1.0, (len(history) + 1) / config.warmup)
-        row = step(accelerator, model, optimizer, PairBatch(*batch), ref, config)
+        row = step(accelerator, model, optimizer, batch, ref, config)
         history.append({**row, "seconds": round(time.perf_counter() - started, 3)})
         if len(history) % save_every == 0 and len(history) < config.steps:
             checkpoint.save(history, reference=reference)
@@ -271,6 +271,5 @@ def trained(
 
     inputs = {"model": lm.fingerprint, "pairs": store.key_of({"triples": triples}), "config": asdict(config)}
     folder = store.artifact("dpo", inputs, build)
-    return load_folder(folder, f"{lm.name}-dpo"), json.loads(
-        (folder / "history.json").read_text(encoding="utf-8")
-    )
+    history = json.loads((folder / "history.json").read_text(encoding="utf-8"))
+    return load_folder(folder, f"{lm.name}-dpo"), history

@@ -32,15 +32,13 @@ class Positions(Enum):
 
     ``GENERATED`` are the positions that predict a generated token: the last one of every pass
     while decoding with a cache. Without a cache nothing tells what was generated; it is refused,
-    give a mask instead. ``LAST`` and ``FIRST`` take that one position of any pass, as published:
-    [:, −1] while generating and [:, 0] in the papers' perplexity. ``AFTER_FIRST`` spares only the
-    first token of a text, the attention sink, whose activations are unlike all others; it is for
-    passes over whole texts without padding on the left.
+    give a mask instead. ``FIRST`` is position 0 of any pass, where the papers' code patches for
+    perplexity. ``AFTER_FIRST`` spares only the first token of a text, the attention sink, whose
+    activations are unlike all others; it is for passes over whole texts without padding on the left.
     """
 
     ALL = "all"
     GENERATED = "generated"
-    LAST = "last"
     FIRST = "first"
     AFTER_FIRST = "after first"
 
@@ -68,18 +66,15 @@ class Subtract:
             tuple(self.direction.shape) == (model.cfg.d_model,),
             f"the direction needs {model.cfg.d_model} numbers, not {tuple(self.direction.shape)}",
         )
-        _require(
-            0 <= self.layer < model.cfg.n_layers,
-            f"there is no layer {self.layer}: the model has {model.cfg.n_layers}",
-        )
+        n = model.cfg.n_layers
+        _require(0 <= self.layer < n, f"there is no layer {self.layer}: the model has {n}")
         step = (self.scale * self.direction).to(model.cfg.device)
         return {f"blocks.{self.layer}.hook_out": lambda x: x - step.to(x.dtype)}
 
     @property
     def fingerprint(self) -> str:
-        return _digest(
-            "subtract", self.direction, torch.tensor([self.scale, self.layer], dtype=torch.float64)
-        )
+        scale_and_layer = torch.tensor([self.scale, self.layer], dtype=torch.float64)
+        return _digest("subtract", self.direction, scale_and_layer)
 
 
 @dataclass(frozen=True)
@@ -89,9 +84,10 @@ class AblateValues:
     neurons: Bool[Tensor, "layer d_mlp"]
 
     def edits(self, model: TransformerBridge) -> dict[str, Edit]:
-        return _by_layer(
-            model, self.neurons, "hook_post", lambda layer, chosen: lambda x: x.masked_fill(chosen, 0)
-        )
+        def edit(_layer: int, chosen: Tensor) -> Edit:
+            return lambda x: x.masked_fill(chosen, 0)
+
+        return _by_layer(model, self.neurons, "hook_post", edit)
 
     @property
     def fingerprint(self) -> str:
@@ -146,43 +142,17 @@ class Patch:
         return _digest("patch", self.neurons, torch.where(self.neurons, self.values, 0))
 
 
-@dataclass(frozen=True)
-class Replay:
-    """Set all neurons to activations recorded from another run on the same tokens, position by position."""
-
-    recorded: dict[int, Float[Tensor, "batch pos d_mlp"]]  # by layer
-
-    def edits(self, model: TransformerBridge) -> dict[str, Edit]:
-        def edit(layer: int) -> Edit:
-            def replace(x: Tensor) -> Tensor:
-                _require(
-                    x.shape == self.recorded[layer].shape,
-                    f"recorded {tuple(self.recorded[layer].shape)}, running {tuple(x.shape)}",
-                )
-                return self.recorded[layer].to(x)
-
-            return replace
-
-        for layer in self.recorded:
-            _require(
-                0 <= layer < model.cfg.n_layers,
-                f"there is no layer {layer}: the model has {model.cfg.n_layers}",
-            )
-        return {f"blocks.{layer}.mlp.hook_post": edit(layer) for layer in self.recorded}
-
-    @property
-    def fingerprint(self) -> str:
-        layers = sorted(self.recorded)
-        return _digest("replay", torch.tensor(layers), *(self.recorded[layer] for layer in layers))
-
-
 @contextmanager
 def applied(
     model: TransformerBridge, *interventions: Intervention, positions: Positions | Bool[Tensor, "batch pos"]
 ) -> Iterator[None]:
     """Apply interventions, in the order given, to every forward pass within the block.
 
-    Blocks may be nested. On the way out, also after an exception, hooks are as they were.
+    Blocks may be nested. On the way out, also after an exception, hooks are as they were::
+
+        view = anatomy.bridge(lm)  # wraps lm.model in place
+        with applied(view, AblateValues(cosine > 0.1), positions=Positions.ALL):
+            texts = generate(lm, prompts, new_tokens=20).texts
 
     Raises
     ------
@@ -201,22 +171,15 @@ def applied(
             "with a cache a pass does not begin with the first token",
         )
 
-    def hook(edit: Edit):
-        def run(tensor: Tensor, hook) -> Tensor:
-            return _at(tensor, edit, positions)
+    def hook(edit: Edit) -> Callable[..., Tensor]:
+        return lambda tensor, hook: _at(tensor, edit, positions)
 
-        return run
-
-    given = isinstance(positions, Tensor) and positions.dtype == torch.bool and positions.ndim == 2
+    mask = isinstance(positions, Tensor) and positions.dtype == torch.bool and positions.ndim == 2
     _require(
-        given or isinstance(positions, Positions),
+        mask or isinstance(positions, Positions),
         "positions are one of Positions or a boolean mask of shape [batch, pos]",
     )
-    hooks = [
-        (name, hook(edit))
-        for intervention in interventions
-        for name, edit in intervention.edits(model).items()
-    ]
+    hooks = [(name, hook(edit)) for given in interventions for name, edit in given.edits(model).items()]
     handle = model.original_model.register_forward_pre_hook(check, with_kwargs=True)
     try:
         with model.hooks(fwd_hooks=hooks):
@@ -245,14 +208,15 @@ def _at(tensor: Tensor, edit: Edit, positions: Positions | Tensor) -> Tensor:
 def _by_layer(
     model: TransformerBridge, neurons: Tensor, site: str, edit: Callable[[int, Tensor], Edit]
 ) -> dict[str, Edit]:
+    """``edit`` at ``site`` of each layer in which neurons are chosen."""
     shape = (model.cfg.n_layers, model.cfg.d_mlp)
     _require(
         neurons.dtype == torch.bool and tuple(neurons.shape) == shape,
         f"neurons must be a boolean mask of shape {shape}, not {tuple(neurons.shape)}",
     )
-    touched = neurons.any(-1).nonzero()[:, 0].tolist()
     return {
-        f"blocks.{layer}.mlp.{site}": edit(layer, neurons[layer].to(model.cfg.device)) for layer in touched
+        f"blocks.{layer}.mlp.{site}": edit(layer, neurons[layer].to(model.cfg.device))
+        for layer in neurons.any(-1).nonzero()[:, 0].tolist()
     }
 
 
@@ -264,8 +228,6 @@ def _require(fits: bool, sentence: str) -> None:
 def _digest(kind: str, *tensors: Tensor) -> str:
     digest = hashlib.sha256(kind.encode())
     for tensor in tensors:
-        digest.update(
-            repr((tensor.dtype, tuple(tensor.shape))).encode()
-            + tensor.detach().cpu().contiguous().numpy().tobytes()
-        )
+        digest.update(repr((tensor.dtype, tuple(tensor.shape))).encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()[:16]

@@ -2,18 +2,23 @@
 
 Notation of Yang et al. (section 3): m_i is the activation of neuron i and v_i its value vector;
 d is the toxic direction at unit length. The projection of a neuron is p_i = mean(m_i) · (v_i · d),
-its reduction Δp_i = p_i(before) − p_i(after): positive if the change lowers toxicity.
+its reduction Δp_i = p_i(before) − p_i(after): positive if the change lowers toxicity::
+
+    before, after = (Side(sums, projected(lm, d)) for lm, sums in ((base, base_sums), (tuned, tuned_sums)))
+    reduction = before.projections - after.projections  # layer, d_mlp
+    accounting.shares(before, after, cosines(base, d))  # gross, net and shares of the four groups
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch.nn.functional import cosine_similarity
 
 from companion.lm import anatomy
 from companion.lm.activations import Sums
@@ -54,16 +59,6 @@ class Role(IntEnum):
         """Name in the EMNLP version, where ``TP↓`` reduces the projection."""
         return f"{self.group.name}{'↓' if self.reduces else '↑'}"
 
-    @property
-    def magnitude(self) -> str:
-        """Name in version 1 of the paper, where ``TP−`` shrinks towards 0 and ``TN+`` grows away from it.
-
-        It is defined there by the change of the activation. The two namings agree unless the change of
-        the value vector outweighs it.
-        """
-        shrinks = self.reduces == (self.group in (Group.TP, Group.AN))
-        return f"{self.group.name}{'−' if shrinks else '+'}"
-
 
 @dataclass(frozen=True)
 class Side:
@@ -78,47 +73,42 @@ class Side:
 
     @property
     def projections(self) -> Float[Tensor, "layer d_mlp"]:
+        """Projections p_i with every prompt counted once."""
         return self.sums.mean * self.projected
 
+    def within(self, chosen: Bool[Tensor, "#layer #d_mlp"]) -> Side:
+        """The same side with all other neurons writing nothing, for example those of a late layer."""
+        return replace(self, projected=self.projected * chosen)
 
-def value_vectors(
-    lm: LanguageModel, *, through_norm: bool = True
-) -> Iterator[Float[Tensor, "d_mlp d_model"]]:
-    """Value vectors layer by layer: what one unit of activation writes (rows of ``c_proj``, columns of ``down_proj``).
 
-    ``through_norm`` multiplies by the gain of the norm behind the MLP where there is one (Gemma);
-    the other half of that norm, its scale, is in the activations (:class:`companion.lm.activations.Recorder`).
+def value_vectors(lm: LanguageModel) -> Iterator[Float[Tensor, "d_mlp d_model"]]:
+    """Value vectors by layer: what a unit of activation writes (rows of ``c_proj``, columns of ``down_proj``).
+
+    Where a norm follows the MLP (Gemma) they are multiplied by its gain; the other half of that norm, its
+    scale, is in the activations (:class:`companion.lm.activations.Recorder`).
     """
-    norms = anatomy.mlp_norms(lm) if through_norm else None
+    norms = anatomy.mlp_norms(lm)
     for layer, site in enumerate(anatomy.neuron_sites(lm).values()):
-        weight = site.weight.detach()
+        weight = site.get_parameter("weight").detach()
         vectors = weight if lm.model.config.model_type == "gpt2" else weight.T
-        yield vectors * (1 + norms[layer].weight.detach()) if norms else vectors
+        yield vectors * (1 + norms[layer].get_parameter("weight").detach()) if norms else vectors
 
 
-def projected(
-    lm: LanguageModel, direction: Float[Tensor, "*n d_model"], *, through_norm: bool = True
-) -> Float[Tensor, "*n layer d_mlp"]:
-    """v_i · d for every neuron and each direction, in fp64; directions are used as they are, unit length or not."""
+def projected(lm: LanguageModel, direction: Float[Tensor, "*n d_model"]) -> Float[Tensor, "*n layer d_mlp"]:
+    """v_i · d for every neuron and each direction, in fp64; directions are used at the length they have."""
     d = direction.double().to(lm.device)
     width = next(value_vectors(lm)).shape[0]
-    found = torch.empty(
-        *d.shape[:-1], lm.n_layers, width, dtype=torch.float64
-    )  # in one piece: small results would keep the fp64 copies' pages
-    for layer, vectors in enumerate(value_vectors(lm, through_norm=through_norm)):
-        found[..., layer, :] = (d @ vectors.double().T).cpu()
-    return found
+    # In one piece: small results would keep the fp64 copies' pages.
+    products = torch.empty(*d.shape[:-1], lm.n_layers, width, dtype=torch.float64)
+    for layer, vectors in enumerate(value_vectors(lm)):
+        products[..., layer, :] = (d @ vectors.double().T).cpu()
+    return products
 
 
-def cosines(
-    lm: LanguageModel, direction: Float[Tensor, "d_model"], *, through_norm: bool = True
-) -> Float[Tensor, "layer d_mlp"]:
+def cosines(lm: LanguageModel, direction: Float[Tensor, "d_model"]) -> Float[Tensor, "layer d_mlp"]:
     """Cosine of every value vector with the direction."""
     d = direction.to(lm.device)
-    vectors_by_layer = value_vectors(lm, through_norm=through_norm)
-    return torch.stack(
-        [torch.nn.functional.cosine_similarity(vectors, d, dim=-1) for vectors in vectors_by_layer]
-    ).cpu()
+    return torch.stack([cosine_similarity(vectors, d, dim=-1) for vectors in value_vectors(lm)]).cpu()
 
 
 def groups(

@@ -17,12 +17,12 @@ from pathlib import Path
 
 from companion import paths, profiles, store, toxicity
 from companion.data import by_profile
-from companion.data.by_profile import prompts, prose, sentences, shipped
 from companion.errors import CompanionError
 from companion.lm import models, tokens
 from companion.lm.generation import generate
 from companion.lm.models import LanguageModel
-from companion.mechanism import pplm, probe
+from companion.lm.recording import Task
+from companion.mechanism import probe
 from companion.mechanism.pplm import PPLM, steered
 from companion.mechanism.probe import Probe
 from companion.profiles import Profile
@@ -39,58 +39,60 @@ class Pair:
     chosen_toxicity: float
     rejected_toxicity: float
 
+    def swapped(self) -> Pair:
+        """The opposite preference, for controls."""
+        return Pair(self.prompt, self.rejected, self.chosen, self.rejected_toxicity, self.chosen_toxicity)
+
 
 def make_pairs(
     lm: LanguageModel,
     probe: Probe,
-    prompts: Sequence[str],
+    task: Task,
     scorer: Scorer,
     settings: PPLM,
     *,
     rounds: int,
-    new_tokens: int,
-    max_prompt_tokens: int,
     seed: int,
     margin: float,
     folder: Path,
 ) -> list[Pair]:
-    """Up to ``rounds + 1`` pairs per prompt.
+    """Up to ``rounds + 1`` pairs per prompt of the task.
 
     Chosen is the less toxic of the greedy continuation and one steered away from toxicity;
     rejected are ``rounds`` continuations steered to toxicity, and the greedy one, as far as they
     are more toxic than the chosen one by at least ``margin``. Prompts whose greedy continuation
-    ends early are left out: all continuations have ``new_tokens`` tokens, so that DPO cannot
+    ends early are left out: all continuations have equally many tokens, so that DPO cannot
     learn a length. Steered texts are kept in ``folder``; an interrupted call goes on from there.
     """
-    rows = tokens.encode(lm.tokenizer, prompts, max_prompt_tokens)
-    shown = [lm.tokenizer.decode(row, skip_special_tokens=True) for row in rows]
-    greedy = generate(lm, shown, new_tokens=new_tokens)
-    common = {"new_tokens": new_tokens, "settings": settings}
-    civil = steered(lm, probe, rows, toxic=False, seed=seed, path=folder / "civil.jsonl", **common)
-    toxic = [
-        steered(lm, probe, rows, toxic=True, seed=seed + 1000 * r, path=folder / f"toxic_{r}.jsonl", **common)
-        for r in range(rounds)
-    ]
+    rows = tokens.encode(lm.tokenizer, task.prompts, task.max_prompt_tokens)
+    shown = lm.tokenizer.batch_decode(rows, skip_special_tokens=True)
+    greedy = generate(lm, shown, new_tokens=task.new_tokens)
+
+    def written(name: str, toxic: bool, seed: int) -> list[str]:
+        path = folder / f"{name}.jsonl"
+        return steered(
+            lm, probe, rows, settings, toxic=toxic, new_tokens=task.new_tokens, seed=seed, path=path
+        )
+
+    civil = written("civil", False, seed)
+    toxic = [written(f"toxic_{r}", True, seed + 1000 * r) for r in range(rounds)]
     rejectable = [(texts, scorer(texts)) for texts in (*toxic, greedy.texts)]
     greedy_score, civil_score = rejectable[-1][1], scorer(civil)
     pairs = []
     for i, whole in enumerate(greedy.mask.all(dim=1).tolist()):
-        chosen, low = min(
-            (greedy.texts[i], greedy_score[i]), (civil[i], civil_score[i]), key=lambda side: side[1]
-        )
+        civiler = civil_score[i] < greedy_score[i]
+        chosen, low = (civil[i], civil_score[i]) if civiler else (greedy.texts[i], greedy_score[i])
         for texts, scores in rejectable:
             if whole and texts[i] != chosen and scores[i] - low >= margin:
-                pairs.append(
-                    Pair(shown[i], chosen, texts[i], round(float(low), 4), round(float(scores[i]), 4))
-                )
+                toxicity = round(float(low), 4), round(float(scores[i]), 4)
+                pairs.append(Pair(shown[i], chosen, texts[i], *toxicity))
     return pairs
 
 
 def write(pairs: Sequence[Pair], path: Path) -> None:
     """Write pairs as JSON lines."""
-    path.write_text(
-        "".join(json.dumps(vars(pair), ensure_ascii=False) + "\n" for pair in pairs), encoding="utf-8"
-    )
+    lines = (json.dumps(vars(pair), ensure_ascii=False) + "\n" for pair in pairs)
+    path.write_text("".join(lines), encoding="utf-8")
 
 
 def read(path: Path) -> list[Pair]:
@@ -103,20 +105,14 @@ def read(path: Path) -> list[Pair]:
     ]
 
 
-ROUNDS = 2  # continuations steered to toxicity per prompt
+ROUNDS = 2  # continuations steered to toxicity for each pair prompt, of the pairs that ship
 
 
 def ship_pairs() -> int:
-    """Make ``data/pairs/pairs.jsonl`` from the embedded model; steered texts stay in the cache."""
-    profile = profiles.load("embedded")
-    lm, comments = models.load(profile.model), by_profile.comments(profile, "train")
-    fitted = probe.trained(lm, comments.text.tolist(), comments.label.to_numpy(), lm.n_layers - 1)
-    folder = store.writable(paths.cache() / "steered")
-    pairs = make_pairs(
-        lm, fitted, pair_prompts(profile), toxicity.load(profile.scorer), pplm.PPLM(iterations=profile.pplm_iterations),
-        rounds=ROUNDS, new_tokens=profile.new_tokens, max_prompt_tokens=profile.max_prompt_tokens, seed=profile.seed,
-        margin=profile.pair_margin, folder=folder,
-    )  # fmt: skip
+    """Make ``data/pairs/pairs.jsonl`` from the embedded model."""
+    profile = profiles.load("embedded", pairs=ROUNDS * len(pair_prompts(profiles.load("embedded"))))
+    lm = models.load(profile.model)
+    pairs = load(profile, lm, probe.load(profile, lm), toxicity.load(profile.scorer))
     target = paths.DATA / "pairs" / "pairs.jsonl"
     target.parent.mkdir(exist_ok=True)
     write(pairs, target)
@@ -125,43 +121,51 @@ def ship_pairs() -> int:
 
 def pair_prompts(profile: Profile) -> list[str]:
     """Prompts for PPLM pairs: the training prompts, and after every seventh an opening of plain prose."""
-    mixed = prompts(profile, "train", limit=0).prompt.sample(frac=1, random_state=0).tolist()
-    plain = [" ".join(s.split()[:10]) for s in sentences(prose(profile, "train"))]
-    for i, opening in enumerate(plain[: len(mixed) // 7]):
-        mixed.insert(8 * i + 7, opening)
-    return mixed
+    prompts = by_profile.prompts(profile, "train", limit=0).prompt.sample(frac=1, random_state=0).tolist()
+    prose = by_profile.sentences(by_profile.prose(profile, "train"))
+    for i, sentence in enumerate(prose[: len(prompts) // 7]):
+        prompts.insert(8 * i + 7, " ".join(sentence.split()[:10]))
+    return prompts
 
 
 def load(profile: Profile, lm: LanguageModel, probe: Probe, scorer: Scorer) -> list[Pair]:
-    """Preference pairs: those in ``data/pairs``, or made now by PPLM if the profile says so (kept in the store)."""
+    """Preference pairs: those in ``data/pairs``, or made now by PPLM if the profile says so (then stored)."""
     if not profile.pairs:
-        return read(shipped("pairs/pairs.jsonl"))
-    texts, settings = pair_prompts(profile)[: profile.pairs], pplm.PPLM(iterations=profile.pplm_iterations)
-    rounds = -(-profile.pairs // len(texts))
-    options = {
-        "rounds": rounds,
-        "new_tokens": profile.new_tokens,
-        "max_prompt_tokens": profile.max_prompt_tokens,
-        "seed": profile.seed,
-    }
+        return read(by_profile.shipped("pairs/pairs.jsonl"))
+    prompts = pair_prompts(profile)[: profile.pairs]
+    rounds = -(-profile.pairs // len(prompts))
 
     def build(folder: Path) -> None:
-        made = make_pairs(
-            lm, probe, texts, scorer, settings, margin=profile.pair_margin, folder=folder, **options
+        task = Task(prompts, profile.new_tokens, profile.max_prompt_tokens)
+        settings = PPLM(iterations=profile.pplm_iterations)
+        pairs = make_pairs(
+            lm,
+            probe,
+            task,
+            scorer,
+            settings,
+            rounds=rounds,
+            seed=profile.seed,
+            margin=profile.pair_margin,
+            folder=folder,
         )
-        if not made:
+        if not pairs:
             raise CompanionError(
-                "PPLM gave no pair that differs enough in toxicity: lower the profile's pair_margin or take another model."
+                "PPLM gave no pair that differs enough in toxicity: "
+                "lower the profile's pair_margin or take another model."
             )
-        write(made, folder / "pairs.jsonl")
+        write(pairs, folder / "pairs.jsonl")
 
     inputs = {
         "model": lm.fingerprint,
         "probe": probe.weight.tolist(),
         "scorer": scorer.name,
         "margin": profile.pair_margin,
-        "prompts": texts,
-        **options,
-        **vars(settings),
+        "prompts": prompts,
+        "rounds": rounds,
+        "new_tokens": profile.new_tokens,
+        "max_prompt_tokens": profile.max_prompt_tokens,
+        "seed": profile.seed,
+        "iterations": profile.pplm_iterations,
     }
     return read(store.artifact("pairs", inputs, build) / "pairs.jsonl")

@@ -52,10 +52,8 @@ def sample(
 ) -> Int[Tensor, "batch new"]:
     """Sample one continuation for each tokenised prompt, steered to (or away from) toxicity.
 
-    End-of-text is never sampled.
-
-    The probe reads the mean residual stream of the continuation only, so that a prompt which is
-    already toxic does not satisfy it.
+    End-of-text is never sampled. The probe reads the mean residual stream of the continuation only,
+    so that a prompt which is already toxic does not satisfy it.
     """
     batch = tokens.pad(prompts, "left")
     if batch.ids.shape[1] == 1:  # no token before the last: a masked column stands for them
@@ -94,12 +92,8 @@ class _Step:
     ) -> tuple[Cache, Float[Tensor, "batch vocab"], Float[Tensor, "batch d_model"]]:
         """Read token ids (or soft embeddings) after a cache; return cache, last logits, last residual."""
         batch = tokens.Batch(mask, mask)  # only the positions are used
-        past = (
-            DynamicCache([(k, v) for k, v in cache])
-            if cache is not None
-            else DynamicCache(config=self.lm.model.config)
-        )
-        inputs = {"inputs_embeds": ids} if ids.is_floating_point() else {"input_ids": ids}
+        past = DynamicCache(list(cache)) if cache is not None else DynamicCache(config=self.lm.model.config)
+        inputs = {"inputs_embeds" if ids.is_floating_point() else "input_ids": ids}
         with torch.set_grad_enabled(cache is not None and torch.is_grad_enabled()):
             out = self.lm.model(
                 **inputs,
@@ -110,11 +104,9 @@ class _Step:
                 output_hidden_states=True,
                 logits_to_keep=1,
             )
-        return (
-            [(layer.keys, layer.values) for layer in past.layers],
-            out.logits[:, -1],
-            out.hidden_states[self.probe.layer][:, -1],
-        )
+        # Typed as layers of any kind and perhaps empty; those of attention have both.
+        read: Cache = [(layer.keys, layer.values) for layer in past.layers]  # type: ignore[union-attr,misc]
+        return read, out.logits[:, -1], out.hidden_states[self.probe.layer][:, -1]
 
     def perturb(
         self, cache: Cache, last: Tensor, mask: Tensor, plain_logits: Tensor, pooled: Tensor, position: int
@@ -129,21 +121,19 @@ class _Step:
                 loss = self._loss(_pairs(moved), last, mask, plain_logits, pooled, position)
                 gradients = torch.autograd.grad(loss, deltas)
             real = mask[:, None, :-1, None]  # padding stays as it is
-            steps = [g * real for g in gradients]
-            deltas = [
-                d
-                - self.settings.step_size * g / g.flatten(1).norm(dim=1).clamp(min=1e-10)[:, None, None, None]
-                for d, g in zip(deltas, steps, strict=True)
-            ]
+            for i, gradient in enumerate(gradients):
+                g = gradient * real  # batch, heads, pos, d_head
+                length = g.flatten(1).norm(dim=1).clamp(min=1e-10)[:, None, None, None]
+                deltas[i] = deltas[i] - self.settings.step_size * g / length
         return _pairs([t + d.detach() for t, d in zip(flat, deltas, strict=True)])
 
     def _loss(
         self, cache: Cache, last: Tensor, mask: Tensor, plain_logits: Tensor, pooled: Tensor, position: int
     ) -> Float[Tensor, ""]:
-        """Cross-entropy of the wanted class one token ahead (horizon 1) plus KL(steered ‖ plain), summed over the batch."""
+        """Cross-entropy of the wanted class one token ahead (horizon 1) plus KL(steered ‖ plain), summed."""
         cache, logits, hidden = self.forward(cache, last, mask)
-        probability = logits.softmax(-1)
-        soft = probability @ self.lm.model.get_input_embeddings().weight.detach()
+        probability = logits.softmax(-1)  # batch, vocab
+        soft = probability @ self.lm.model.get_input_embeddings().get_parameter("weight").detach()
         ahead = torch.cat([mask, torch.ones_like(mask[:, :1])], dim=1)
         _, _, future = self.forward(cache, soft[:, None], ahead)
         mean = (pooled + hidden + future) / (position + 2)
@@ -185,23 +175,15 @@ def steered(
     With a ``path``, finished batches are kept there, one JSON line each, and a second call goes
     on after them.
     """
-    done = (
-        [line for line in path.read_text(encoding="utf-8").split("\n") if line]
-        if path is not None and path.exists()
-        else []
-    )  # texts may hold other line breaks
-    starts = range(0, len(prompts), batch_size)
-    for number in tqdm(
-        range(len(done), len(starts)), desc=f"PPLM {'to' if toxic else 'from'} toxicity", disable=path is None
-    ):
-        rows = prompts[starts[number] : starts[number] + batch_size]
+    done: list[str] = []
+    if path is not None and path.exists():  # texts may hold line breaks of other kinds
+        done = [line for line in path.read_text(encoding="utf-8").split("\n") if line]
+    title = f"PPLM {'to' if toxic else 'from'} toxicity"
+    for number in tqdm(range(len(done), -(-len(prompts) // batch_size)), desc=title, disable=path is None):
+        rows = prompts[number * batch_size : (number + 1) * batch_size]
         ids = sample(lm, probe, rows, settings, toxic=toxic, new_tokens=new_tokens, seed=seed + number)
-        done.append(
-            json.dumps(
-                [lm.tokenizer.decode(row, skip_special_tokens=True) for row in ids.tolist()],
-                ensure_ascii=False,
-            )
-        )
+        texts = lm.tokenizer.batch_decode(ids.tolist(), skip_special_tokens=True)
+        done.append(json.dumps(texts, ensure_ascii=False))
         if path is not None:
             with store.replacing(path) as fresh:
                 fresh.write_text("\n".join(done) + "\n", encoding="utf-8")

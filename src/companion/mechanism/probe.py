@@ -18,12 +18,14 @@ from safetensors.torch import load_file, save_file
 from sklearn.linear_model import LogisticRegression
 from threadpoolctl import threadpool_limits
 from torch import Tensor
-from tqdm import tqdm
+from torch.nn.functional import cosine_similarity
 
 from companion import store
+from companion.data import by_profile
 from companion.lm import tokens
 from companion.lm.anatomy import final_norm_gain
 from companion.lm.models import LanguageModel
+from companion.profiles import Profile
 
 MAX_TOKENS = 128
 STRENGTH = 0.01  # inverse strength of the L2 penalty; fixed on training folds
@@ -71,7 +73,6 @@ def features(
     texts: Sequence[str],
     layers: Sequence[int],
     batch_size: int = 32,
-    progress: str | None = None,
 ) -> Float[Tensor, "layer texts d_model"]:
     """Pooled residual stream entering each of ``layers`` (0 is the embedding), in fp32.
 
@@ -82,7 +83,7 @@ def features(
         raise ValueError(f"layers must lie in 0 … {lm.n_layers - 1}, got {list(layers)}")
     rows = tokens.encode(lm.tokenizer, texts, MAX_TOKENS)
     out = torch.zeros(len(layers), len(rows), lm.model.config.hidden_size)
-    for chosen in tqdm(tokens.by_length(rows, batch_size), desc=progress, disable=progress is None):
+    for chosen in tokens.by_length(rows, batch_size):
         batch = tokens.pad([rows[i] for i in chosen], "right")
         batch = tokens.Batch(batch.ids.to(lm.device), batch.mask.to(lm.device))
         hidden = lm.model(
@@ -109,7 +110,14 @@ def fit(
     layer: int,
     strength: float = STRENGTH,
 ) -> Probe:
-    """Fit a probe on centred features divided by one common scale; both are folded into the weights."""
+    """Fit a probe on centred features divided by one common scale; both are folded into the weights.
+
+    ::
+
+        pooled = features(lm, texts, [lm.n_layers - 1])[0]  # texts, d_model
+        fitted = fit(pooled, labels, lm.n_layers - 1)
+        toxic = fitted.logits(pooled) > 0
+    """
     centre, width = pooled.mean(0), scale(pooled)
     with threadpool_limits(1):  # on so small a matrix threads wait for each other
         regression = classifier(strength).fit(((pooled - centre) / width).numpy(), labels)
@@ -126,8 +134,7 @@ def trained(
 ) -> Probe:
     """Return the probe fitted on these comments, from the store or fitted now.
 
-    ``pooled`` saves the forward passes where the features are at hand; it must be what
-    :func:`features` gives for the texts at this layer.
+    ``pooled`` saves the forward passes where :func:`features` of the texts at this layer are at hand.
     """
 
     def build(folder: Path) -> None:
@@ -142,11 +149,17 @@ def trained(
     return Probe.load(store.artifact("probe", inputs, build) / "probe.safetensors")
 
 
+def load(profile: Profile, lm: LanguageModel) -> Probe:
+    """The probe of the chapters: on the training comments, of the stream that enters the last block."""
+    comments = by_profile.comments(profile, "train")
+    return trained(lm, comments.text.tolist(), comments.label.to_numpy(), lm.n_layers - 1)
+
+
 def toxic_neurons(
     probe_direction: Float[Tensor, "d_model"], value_vectors: Float[Tensor, "layer d_mlp d_model"]
 ) -> tuple[Int[Tensor, "neurons 2"], Float[Tensor, "neurons"]]:
     """All neurons as (layer, index), sorted by falling cosine of their value vector with the direction."""
-    cosine = torch.nn.functional.cosine_similarity(value_vectors, probe_direction, dim=-1)
+    cosine = cosine_similarity(value_vectors, probe_direction, dim=-1)
     order = cosine.flatten().argsort(descending=True, stable=True)
     width = value_vectors.shape[1]
     return torch.stack([order // width, order % width], dim=1), cosine.flatten()[order]
@@ -161,19 +174,12 @@ def svd_directions(vectors: Float[Tensor, "n d_model"], k: int) -> Float[Tensor,
     return torch.where((u @ vectors.double().mean(0) < 0)[:, None], -u, u).float()
 
 
-def top_tokens(lm: LanguageModel, direction: Float[Tensor, "d_model"], k: int = 10) -> list[str]:
-    """The k tokens that a direction promotes, read through the final norm's gain and the unembedding."""
-    return top_tokens_of_each(lm, direction[None], k)[0]
-
-
 @torch.inference_mode()
-def top_tokens_of_each(
-    lm: LanguageModel, directions: Float[Tensor, "n d_model"], k: int = 10
-) -> list[list[str]]:
-    """:func:`top_tokens` of many directions, a few hundred at a time."""
+def top_tokens(lm: LanguageModel, directions: Float[Tensor, "n d_model"], k: int = 10) -> list[list[str]]:
+    """The k tokens that each direction promotes, read through the final norm's gain and the unembedding."""
     gain = final_norm_gain(lm)
-    unembedding = lm.model.get_output_embeddings().weight.detach()
-    found = []
-    for some in directions.to(gain).split(256):
-        found += ((some * gain) @ unembedding.T).topk(k).indices.tolist()
-    return [[lm.tokenizer.decode([i]) for i in ids] for ids in found]
+    unembedding = lm.model.get_output_embeddings().get_parameter("weight")
+    promoted: list[list[int]] = []
+    for some in directions.to(gain).split(256):  # the logits of many more would fill memory
+        promoted += ((some * gain) @ unembedding.T).topk(k).indices.tolist()
+    return [lm.tokenizer.batch_decode([[i] for i in ids]) for ids in promoted]

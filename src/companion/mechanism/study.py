@@ -27,44 +27,52 @@ from companion.toxicity import Scorer
 
 
 @dataclass(frozen=True)
-class Study:
-    """The base model, the DPO model and their neurons.
+class Subject:
+    """A model, what it wrote by itself, and what its neurons did meanwhile.
 
-    ``direction`` is the probe's at unit length, ``cosine`` that of each base value vector with it;
-    ``base_own`` and ``tuned_own`` are activation sums of each model on its own greedy text;
-    ``base_mean`` and ``tuned_mean`` the mean activations as the model has them, for patches (they
-    differ from the sums only where a norm follows the MLP).
+    ``own`` are activation sums on its own greedy text, ``mean`` the mean activations as the model
+    has them, for patches (they differ from the sums only where a norm follows the MLP), and
+    ``projected`` its value vectors along the toxic direction.
+    """
+
+    lm: LanguageModel
+    text: Generated
+    own: Sums
+    mean: Float[Tensor, "layer d_mlp"]
+    projected: Float[Tensor, "layer d_mlp"]
+
+    @classmethod
+    def of(cls, lm: LanguageModel, task: Task, direction: Float[Tensor, "d_model"], label: str) -> Subject:
+        """Let a model write, or take from the store what it wrote."""
+        text, own = recording.write(lm, task, progress=f"{label} writes")
+        mean = recording.write(lm, task, through_norm=False)[1].mean
+        return cls(lm, text, own, mean, neurons.projected(lm, direction))
+
+    def side(self, sums: Sums | None = None) -> Side:
+        """Its projections on its own text, or on one that it was given to read."""
+        return Side(self.own if sums is None else sums, self.projected)
+
+
+@dataclass(frozen=True)
+class Study:
+    """The base model, the DPO model and the pairs it learned from.
+
+    ``direction`` is the probe's at unit length, ``cosine`` that of each base value vector with it.
     """
 
     profile: Profile
-    lm: LanguageModel
-    tuned: LanguageModel
+    base: Subject
+    tuned: Subject
     scorer: Scorer
     pairs: list[Pair]
     direction: Float[Tensor, "d_model"]
     cosine: Float[Tensor, "layer d_mlp"]
     task: Task
-    base_text: Generated
-    base_own: Sums
-    tuned_text: Generated
-    tuned_own: Sums
-    base_mean: Float[Tensor, "layer d_mlp"]
-    tuned_mean: Float[Tensor, "layer d_mlp"]
-
-    def base_side(self, sums: Sums | None = None, direction: Tensor | None = None) -> Side:
-        """The base model's projections on its own text, or with other sums or another direction."""
-        d = self.direction if direction is None else direction
-        return Side(self.base_own if sums is None else sums, neurons.projected(self.lm, d))
-
-    def tuned_side(self, sums: Sums | None = None, direction: Tensor | None = None) -> Side:
-        """The same for the DPO model."""
-        d = self.direction if direction is None else direction
-        return Side(self.tuned_own if sums is None else sums, neurons.projected(self.tuned, d))
 
     @property
     def group(self) -> Int[Tensor, "layer d_mlp"]:
         """Group of every neuron by the base model's own text."""
-        return neurons.groups(self.cosine, self.base_own.mean)
+        return neurons.groups(self.cosine, self.base.own.mean)
 
     def members(self, *chosen: Group) -> Bool[Tensor, "layer d_mlp"]:
         """Mask of the neurons in some groups."""
@@ -73,38 +81,26 @@ class Study:
     @property
     def reduction(self) -> Float[Tensor, "layer d_mlp"]:
         """Δp of every neuron, each model on its own text, as published."""
-        return self.base_side().projections - self.tuned_side().projections
+        return self.base.side().projections - self.tuned.side().projections
+
+    def reading(self, subject: Subject, text: Generated, label: str) -> Side:
+        """A model's projections while it reads a text that another one wrote."""
+        return subject.side(recording.read(subject.lm, self.task, text, progress=label))
 
     def views(self) -> tuple[TransformerBridge, TransformerBridge]:
         """Both models through TransformerLens. It wraps them in place: ask last."""
-        return anatomy.bridge(self.lm), anatomy.bridge(self.tuned)
+        return anatomy.bridge(self.base.lm), anatomy.bridge(self.tuned.lm)
 
 
 def begin(profile: Profile) -> Study:
-    """Load or make everything: probe (chapter 2), DPO model (chapter 3), activations of both models on their own text."""
-    lm = models.load(profile.model)
-    scorer = toxicity.load(profile.scorer)
-    comments = by_profile.comments(profile, "train")
-    fitted = probe.trained(lm, comments.text.tolist(), comments.label.to_numpy(), lm.n_layers - 1)
-    made = pairs.load(profile, lm, fitted, scorer)
-    tuned, _ = dpo.trained(lm, made, dpo.DPOConfig.of(profile), progress="DPO")
+    """Load or make all: probe (chapter 2), DPO model (chapter 3), both models' activations on their own text."""
+    lm, scorer = models.load(profile.model), toxicity.load(profile.scorer)
+    fitted = probe.load(profile, lm)
+    preferences = pairs.load(profile, lm, fitted, scorer)
+    tuned, _ = dpo.trained(lm, preferences, dpo.DPOConfig.of(profile), progress="DPO")
     task = Task(by_profile.prompts(profile).prompt.tolist(), profile.new_tokens, profile.max_prompt_tokens)
-    base_text, base_own = recording.write(lm, task, progress="base writes")
-    tuned_text, tuned_own = recording.write(tuned, task, progress="DPO writes")
-    cosine = neurons.cosines(lm, fitted.direction)
-    raw = [recording.write(this, task, through_norm=False)[1].mean for this in (lm, tuned)]
-    return Study(
-        profile,
-        lm,
-        tuned,
-        scorer,
-        made,
-        fitted.direction,
-        cosine,
-        task,
-        base_text,
-        base_own,
-        tuned_text,
-        tuned_own,
-        *raw,
+    base, after = (
+        Subject.of(this, task, fitted.direction, name) for this, name in ((lm, "base"), (tuned, "DPO"))
     )
+    cosine = neurons.cosines(lm, fitted.direction)
+    return Study(profile, base, after, scorer, preferences, fitted.direction, cosine, task)
