@@ -71,3 +71,22 @@ def record_outcome(chapter: str, name: str, summary: Mapping[str, Estimate], see
     record.result(f"{chapter}_f1_{name}", summary["f1"], seed=seed)
     if name != "base":
         record.result(f"{chapter}_drop_{name}", summary["drop"], seed=seed, percent=True)
+
+
+def verdict_row(texts: str, method: str, s: Mapping[str, Estimate]) -> dict[str, str | int]:
+    """A line of chapter 11's tables: what a method makes of some texts, from a verdict's summary."""
+    return {
+        "set": texts,
+        "method": method,
+        "toxicity": f"{s['toxicity']:.3f}",
+        "drop": f"{s['drop']:.0%}",
+        "lexical": f"{s['lexical'].value:.3f}",
+        "similarity": f"{s['similarity']:.3f}",
+        "BERTScore": f"{s['bertscore'].value:.3f}",
+        "BLEU": f"{s['bleu'].value:.2f}",
+        "perplexity": f"{s['perplexity'].value:.1f}",
+        "perplexity / original": f"{s['perplexity_ratio']:.2f}",
+        "J": f"{s['joint']:.3f}",
+        "changed": f"{s['changed'].value:.0%}",
+        "n": s["drop"].n,
+    }
