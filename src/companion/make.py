@@ -1,4 +1,4 @@
-"""The commands of *make*, for maintainers: remake what ``data/`` ships, the README shows, and the baselines."""
+"""The commands for maintainers: remake what ``data/`` ships, what the README shows, and the baselines."""
 
 from __future__ import annotations
 
