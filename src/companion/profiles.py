@@ -14,32 +14,31 @@ from companion.paths import PACKAGE
 class Profile:
     """Everything a run depends on besides the code."""
 
+    # Sphinx takes what stands before a colon in such a comment for a type, so there is none.
     name: str
     model: str  #: a name for :func:`companion.lm.models.load`
     data: str  #: ``embedded`` (what ``data/`` ships) or ``public`` (the registry)
     scorer: str  #: the scorer that results are given in
     scorers: list[str]  #: those that chapter 1 compares
-    prompts: int  #: evaluation prompts (0: all)
+    prompts: int  #: evaluation prompts; 0 takes all
     max_prompt_tokens: int  #: their longest length
     new_tokens: int  #: tokens per continuation
     sample_prompts: int  #: prompts for expected maximum toxicity
     samples: int  #: samples per prompt for it
-    perplexity_windows: int  #: windows for perplexity (0: all)
+    perplexity_windows: int  #: windows for perplexity; 0 takes all
     window_tokens: int  #: their width
     continuations: int  #: sentences for F1
     probe_comments: int  #: labelled comments for the probe, at most
-    pairs: int  #: 0: those of ``data/pairs``; n: made from n steered continuations by PPLM
+    pairs: int  #: 0 takes those of ``data/pairs``, n makes them from n steered continuations by PPLM
     pair_margin: float  #: of pairs that are made, those are kept that differ in toxicity by this
     pplm_prompts: int  #: prompts shown live in chapter 3
     pplm_iterations: int  #: gradient steps per token
-    dpo_steps: int  #: training: :meth:`companion.mechanism.dpo.DPOConfig.of`
+    dpo_steps: int  #: training settings, see :meth:`companion.mechanism.dpo.DPOConfig.of`
     dpo_batch: int
     dpo_learning_rate: float
     dpo_warmup: int
     dpo_precision: str
-    sweep_prompts: (
-        int  #: the smaller exam of chapters 4, 5 and 8, of dozens of interventions: prompts (0: all)
-    )
+    sweep_prompts: int  #: prompts of the smaller exam that chapters 4, 5 and 8 take often; 0 takes all
     sweep_sentences: int  #: its sentences for F1
     sweep_windows: int  #: its windows for perplexity
     sweep_window_tokens: int  #: their width
@@ -48,15 +47,15 @@ class Profile:
     control_steps: int  #: their steps
     control_batch: int  #: their pairs per step
     experts: (
-        str  #: MaRCo's: ``shipped`` (data/adapters), ``small`` (trained on the spot) or ``bart`` (published)
+        str  #: MaRCo's, ``shipped`` (data/adapters), ``small`` (trained on the spot) or ``bart`` (published)
     )
     judge: str  #: the language model that judges the fluency of rewrites; it takes no part in making them
-    encoder: str  #: the encoder of BERTScore: the shipped one, or one of the Hub
+    encoder: str  #: the encoder of BERTScore, the shipped one or one of the Hub
     live_steps: int  #: training steps shown in chapter 9
     infilled_comments: int  #: comments that the experts restore there
-    rewrites: int  #: chapter 11: sentences per set for all methods (0: all)
-    ablated: int  #: for ablations (0: all)
-    meeting_prompts: int  #: prompts on which DPO and MaRCo meet
+    rewrites: int  #: sentences per set for all methods of chapter 11; 0 takes all
+    ablated: int  #: the same for its ablations
+    meeting_prompts: int  #: prompts on which DPO and MaRCo meet there
     seed: int  #: all randomness descends from it
 
 

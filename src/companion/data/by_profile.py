@@ -98,7 +98,7 @@ def length_matched(rows: pd.DataFrame, seed: int) -> pd.DataFrame:
 
 
 def shipped(name: str) -> Path:
-    """The path of a file in ``data/``; a :class:`CompanionError` if it is missing."""
+    """The path of a file in ``data/``; a :class:`~companion.errors.CompanionError` if it is missing."""
     path = paths.DATA / name
     if not path.is_file():
         raise CompanionError(f"the embedded data file '{path}' is missing: restore it with git.")

@@ -147,8 +147,8 @@ def readers(
     return [Reader(*row) for row in zip(cast, settings.strengths, read, strict=True)]
 
 
-#: Is told of each step before the choice: the scripts, what each model says (role, rows, vocab), the scores
-#: that the choice is made by (rows, vocab), −∞ where the script allows no token.
+# Is told of each step before the choice: the scripts, what each model says (role, rows, vocab), the scores
+# that the choice is made by (rows, vocab), −∞ where the script allows no token.
 Observer = Callable[[list[Script], Float[Tensor, "role rows vocab"], Float[Tensor, "rows vocab"]], None]
 
 
