@@ -108,43 +108,30 @@ def assert_one_sentence(code: int, err: str) -> None:
     assert "Traceback" not in err
 
 
+SETTINGS = {  # of `companion run -p smoke --set`
+    "parameter": ("nonsense=1", r"no chosen chapter has a parameter 'nonsense'.*model, .*prompts"),
+    "type: text for a number": ("prompts=many", r"'prompts' is of type int, not 'many'"),
+    "type: float for an int": ("prompts=1.5", r"'prompts' is of type int, not 1.5"),
+    "type: bool for an int": ("prompts=True", r"'prompts' is of type int, not True"),
+    "type: list": ("prompts=[1]", r"'prompts' is of type int"),
+    "type: number for a name": ("model=1", r"'model' is of type str, not 1"),
+    "type: not a literal": ("prompts={[]: 1}", r"'prompts' is of type int"),
+    "type: not for JSON": ("prompts={1}", r"'prompts' is of type int"),
+    "negative": ("prompts=-1", r"'prompts' must be a number of at least 0"),
+    "no equals sign": ("prompts", r"'prompts' is not of the form key=value"),
+    "no key": ("=3", r"'=3' is not of the form key=value"),
+    "key with spaces": ("my prompts=3", r"is not of the form key=value"),
+    "profile among the parameters": ("profile=public", r"write for example --profile smoke"),
+}
 MISTAKES = {
     "chapter": (["run", "nonsense"], r"no chapter 'nonsense'.*mini, second"),
     "one chapter of two": (["run", "mini", "nonsense"], r"no chapter 'nonsense'"),
     "a page is no chapter": (["run", "page"], r"no chapter 'page'"),
     "profile": (["run", "--profile", "nonsense"], r"no profile 'nonsense'.*smoke"),
     "profile is a path": (["run", "--profile", "../smoke"], r"no profile '../smoke'"),
-    "parameter": (
-        ["run", "-p", "smoke", "--set", "nonsense=1"],
-        r"no chosen chapter has a parameter 'nonsense'.*model, .*prompts",
-    ),
     "parameter of another chapter": (
         ["run", "mini", "-p", "smoke", "--set", "other=bug"],
         r"no chosen chapter has a parameter 'other'",
-    ),
-    "type: text for a number": (
-        ["run", "-p", "smoke", "--set", "prompts=many"],
-        r"'prompts' is of type int, not 'many'",
-    ),
-    "type: float for an int": (
-        ["run", "-p", "smoke", "--set", "prompts=1.5"],
-        r"'prompts' is of type int, not 1.5",
-    ),
-    "type: bool for an int": (
-        ["run", "-p", "smoke", "--set", "prompts=True"],
-        r"'prompts' is of type int, not True",
-    ),
-    "type: list": (["run", "-p", "smoke", "--set", "prompts=[1]"], r"'prompts' is of type int"),
-    "type: number for a name": (["run", "-p", "smoke", "--set", "model=1"], r"'model' is of type str, not 1"),
-    "type: not a literal": (["run", "-p", "smoke", "--set", "prompts={[]: 1}"], r"'prompts' is of type int"),
-    "type: not for JSON": (["run", "-p", "smoke", "--set", "prompts={1}"], r"'prompts' is of type int"),
-    "negative": (["run", "-p", "smoke", "--set", "prompts=-1"], r"'prompts' must be a number of at least 0"),
-    "no equals sign": (["run", "-p", "smoke", "--set", "prompts"], r"'prompts' is not of the form key=value"),
-    "no key": (["run", "-p", "smoke", "--set", "=3"], r"'=3' is not of the form key=value"),
-    "key with spaces": (["run", "-p", "smoke", "--set", "my prompts=3"], r"is not of the form key=value"),
-    "profile among the parameters": (
-        ["run", "-p", "smoke", "--set", "profile=public"],
-        r"write for example --profile smoke",
     ),
     "check without a run": (
         ["check", "-p", "smoke", "--set", "prompts=3"],
@@ -157,6 +144,7 @@ MISTAKES = {
         r"chapter 'mini' has not been run: run `companion run mini --profile smoke` first",
     ),
     "fetch of no file": (["fetch", "nonsense.csv"], r"1 of the files could not be had: nonsense.csv"),
+    **{what: (["run", "-p", "smoke", "--set", given], said) for what, (given, said) in SETTINGS.items()},
 }
 
 

@@ -190,14 +190,16 @@ def rewrite(
         print(line, flush=True)
 
 
-@app.command("train-experts")
+@app.command(
+    "train-experts",
+    help="Train MaRCo's three adapters on the public data (about an hour and a half on 2 cores). "
+    "Ctrl-C is safe: run again to go on.",
+)
 def train_experts(
     to: Annotated[
         Path | None, typer.Option(help="folder for the adapters; data/adapters if not given")
     ] = None,
 ) -> None:
-    """Train MaRCo's three adapters on the public data (about an hour and a half on 2 cores). Ctrl-C is safe:
-    run again to go on."""
     from companion.lm import models
     from companion.marco.denoisers import adapters
     from companion.marco.experts import loading

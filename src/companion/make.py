@@ -35,10 +35,11 @@ def pairs() -> None:
     console.print(f"{ship_pairs()} pairs written to {paths.DATA / 'pairs'}")
 
 
-@app.command()
+@app.command(
+    help="Choose the threshold and strengths of the shipped adapters on public dev rows "
+    "(about 10 minutes on 2 cores)."
+)
 def settings() -> None:
-    """Choose the threshold and strengths of the shipped adapters on public dev rows (about 10 minutes on 2
-    cores)."""
     from companion import profiles
     from companion.lm import models
     from companion.marco.denoisers import adapters
@@ -49,10 +50,11 @@ def settings() -> None:
     console.print(settings_search.choose(denoiser, judges, adapters.FOLDER / "settings.json"))
 
 
-@app.command()
+@app.command(
+    help="Write the README's figure and table and the page of public results "
+    "from runs of the profiles embedded and public."
+)
 def readme() -> None:
-    """Write the README's figure and table and the page of public results from runs of the profiles embedded
-    and public."""
     from companion.book import runs
     from companion.book.readme import update_readme
 
@@ -67,12 +69,13 @@ def baseline(profile: ProfileOption = "embedded") -> None:
     checks.update_baseline(runs.folder_of(profile, {}))
 
 
-@app.command()
+@app.command(
+    help="Put the repository's address wherever it stands: "
+    "the config, the set-up cells, the buttons, the citation."
+)
 def address(
     url: Annotated[str, typer.Argument(help="for example https://github.com/NAME/companion")],
 ) -> None:
-    """Put the repository's address wherever it stands: the config, the set-up cells, the buttons, the
-    citation."""
     from companion.book.readme import set_address
 
     for path in set_address(url):
