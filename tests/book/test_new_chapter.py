@@ -6,6 +6,7 @@ import re
 import shutil
 
 import pytest
+import test_chapter_cells
 import test_chapters as form
 
 from companion import paths
@@ -42,6 +43,9 @@ def test_a_new_chapter_runs_and_is_in_the_book(project, companion):
     form.test_one_parameters_cell_with_literals_only(new)
     form.test_no_outputs_are_committed(new)
     form.test_content_warning_and_no_typed_paths(new)
+    cells = form.code_cells(form.source(new))
+    test_chapter_cells.test_hidden_cells_record_and_do_nothing_else(cells)
+    test_chapter_cells.test_cells_are_short_and_narrow(cells)
     folder = runner.run(["length"], "smoke", {})
     assert set(runs.load_results(folder)["results"]) == {"length_answer", "length_control"}
     form.test_prose_shows_its_numbers_where_the_notebook_is_open({"llama": folder}, new)
