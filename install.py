@@ -1,9 +1,12 @@
-"""Install the book: `python install.py`. Needs Python 3.11 or newer and nothing else; safe to stop and to run again.
+"""Install the book: `python install.py`. Needs Python 3.11 or newer and nothing else; safe to stop and to
+run again.
 
-Everything has the exact version and sha256 of requirements.lock. torch comes with what it needs: on Linux without an NVIDIA
+Everything has the exact version and sha256 of requirements.lock. torch comes with what it needs: on Linux
+without an NVIDIA
 card the CPU build of torch-cpu.lock if it can be had, else PyPI's with its CUDA libraries; elsewhere PyPI's.
 
-`python install.py --here` installs into the Python that runs it (conda, Binder); otherwise into the folder .venv.
+`python install.py --here` installs into the Python that runs it (conda, Binder); otherwise into the folder
+.venv.
 """
 
 from __future__ import annotations
@@ -26,7 +29,8 @@ CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 GPU_ONLY = re.compile(
     r"(torch|triton|nvidia-[a-z0-9-]+|cuda-[a-z0-9-]+)=="
 )  # entries that the CPU build does without
-# Settings of a user's pip that would send packages elsewhere or leave some out. Where they come from stays the user's choice.
+# Settings of a user's pip that would send packages elsewhere or leave some out. Where they come from stays
+# the user's choice.
 MISLEADING = (
     "NO_DEPS",
     "TARGET",
@@ -72,7 +76,8 @@ def in_venv(folder: Path) -> Path:
 
 
 def usable(folder: Path) -> bool:
-    """Whether a virtual environment has a Python that is new enough, and pip. A stopped `venv` leaves half of one."""
+    """Whether a virtual environment has a Python that is new enough, and pip. A stopped `venv` leaves half
+    of one."""
     code = f"import sys, pip; sys.exit(sys.version_info < {OLDEST})"
     try:
         return subprocess.run([in_venv(folder), "-c", code], capture_output=True, check=False).returncode == 0
@@ -92,7 +97,8 @@ def environment() -> Path:
         if made.returncode or not usable(VENV):
             shutil.rmtree(VENV, ignore_errors=True)
             stop(
-                "a virtual environment could not be made: install Python's venv (on Debian and Ubuntu: apt install python3-venv), then run this again."
+                "a virtual environment could not be made: install Python's venv "
+                "(on Debian and Ubuntu: apt install python3-venv), then run this again."
             )
     return in_venv(VENV)
 
@@ -122,7 +128,8 @@ def install(python: Path) -> None:
 
 
 def relative_link() -> None:
-    """Let the environment point to this checkout by a relative path: Python 3.12 and older cannot read an "ö" in it under LC_ALL=C."""
+    """Let the environment point to this checkout by a relative path: Python 3.12 and older cannot read an
+    "ö" in it under LC_ALL=C."""
     for link in VENV.glob("**/site-packages/*companion.pth"):
         link.write_text(Path(os.path.relpath(ROOT / "src", link.parent)).as_posix() + "\n", encoding="utf-8")
 
@@ -141,7 +148,8 @@ def cpu_suffices() -> bool:
 
 
 def cpu_build(python: Path) -> bool:
-    """Install torch's CPU build from where the user's pip looks, else from PyTorch's own index; False if neither has it."""
+    """Install torch's CPU build from where the user's pip looks, else from PyTorch's own index; False if
+    neither has it."""
     wanted = ["install", "--quiet", "--no-deps", "--require-hashes", "-r", str(ROOT / "torch-cpu.lock")]
     elsewhere = ["--extra-index-url", CPU_INDEX, "--retries", "0", "--timeout", "20"]
     print("==> looking for torch's CPU build", flush=True)

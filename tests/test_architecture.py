@@ -1,4 +1,5 @@
-"""The page on architecture says what the code does. ``python tests/test_architecture.py`` draws its diagram anew."""
+"""The page on architecture says what the code does. ``python tests/test_architecture.py`` draws its diagram
+anew."""
 
 from __future__ import annotations
 

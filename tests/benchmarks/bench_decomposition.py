@@ -1,4 +1,5 @@
-"""Seconds and memory of decomposing a model into neurons, beside plain decoding and beside full caches; seconds of a sweep.
+"""Seconds and memory of decomposing a model into neurons, beside plain decoding and beside full caches;
+seconds of a sweep.
 
     python tests/benchmarks/bench_decomposition.py --out decomposition.json
 
@@ -173,7 +174,8 @@ def decompose(variant: str, lm: LanguageModel, texts: list[str], new_tokens: int
 
 
 def some_interventions(shape: tuple[int, int], count: int) -> Iterator[Intervention]:
-    """Random sets of neurons, growing geometrically to a quarter of all; ablated and patched with zeros in turn."""
+    """Random sets of neurons, growing geometrically to a quarter of all; ablated and patched with zeros in
+    turn."""
     order, most = (
         torch.randperm(shape[0] * shape[1], generator=torch.Generator().manual_seed(0)),
         shape[0] * shape[1] // 4,
@@ -325,7 +327,8 @@ def main(
         ("for memory", memory),
     ):
         for variant, r in found.items():
-            numbers = f"{r['seconds']:9.1f}{r['seconds'] / found['plain']['seconds']:9.2f}{r['peak_mb']:9.0f}{r['above_plain_mb']:13.0f}"
+            ratio = r["seconds"] / found["plain"]["seconds"]
+            numbers = f"{r['seconds']:9.1f}{ratio:9.2f}{r['peak_mb']:9.0f}{r['above_plain_mb']:13.0f}"
             print(f"{f'{title}, {NAMES[variant]}':48}{numbers}")
     print(f"{f'{sweep_prompts} prompts, {interventions} interventions':48}{swept['seconds']:9.1f}")
     print(

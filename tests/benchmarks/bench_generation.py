@@ -1,4 +1,5 @@
-"""Seconds of greedy decoding with all layers' neuron activations summed, against plain Hugging Face ``generate``.
+"""Seconds of greedy decoding with all layers' neuron activations summed, against plain Hugging Face
+``generate``.
 
     python tests/benchmarks/bench_generation.py
 

@@ -1,6 +1,7 @@
 """What oneDNN's matrix products save beside torch's own: reading, DPO steps and writing, in one run.
 
-Run with ``python tests/benchmarks/bench_kernels.py [--repeat 5]``; medians in seconds, the embedded model in fp32.
+Run with ``python tests/benchmarks/bench_kernels.py [--repeat 5]``; medians in seconds, the embedded model in
+fp32.
 """
 
 from __future__ import annotations

@@ -1,8 +1,10 @@
 """Scores of every word: packed tries against one word of one sentence at a time, same model and precision.
 
-Run with ``python tests/benchmarks/bench_masking.py [--sentences 200] [--alone 10]``; the slow way is timed on the
+Run with ``python tests/benchmarks/bench_masking.py [--sentences 200] [--alone 10]``; the slow way is timed
+on the
 first ``--alone`` sentences. The divergence is the published score; the log odds with every third content word
-blanked at once are the score of the shipped settings. Adapters have random weights: the time does not depend on them.
+blanked at once are the score of the shipped settings. Adapters have random weights: the time does not depend
+on them.
 """
 
 from __future__ import annotations
@@ -25,7 +27,8 @@ from companion.marco.rewriting import masking, words
 
 
 def one_at_a_time(denoiser: PrefixDenoiser, sentences: list[words.Sentence]) -> list[np.ndarray]:
-    """As one would write it first: for each word read the sentence with its blank once, then write with either adapter."""
+    """As one would write it first: for each word read the sentence with its blank once, then write with
+    either adapter."""
     found = []
     for sentence in sentences:
         scores = np.full(len(sentence.words), np.nan)
@@ -73,13 +76,16 @@ def main() -> None:
     )
     largest = max(np.nanmax(np.abs(a - b), initial=0) for a, b in zip(packed, alone, strict=False))
     print(
-        f"{np.mean([len(s.words) for s in sentences]):.1f} words a sentence, {torch.get_num_threads()} threads; seconds a sentence:"
+        f"{np.mean([len(s.words) for s in sentences]):.1f} words a sentence, "
+        f"{torch.get_num_threads()} threads; seconds a sentence:"
     )
     print(
-        f"one word at a time {theirs:.2f}, packed {ours:.2f}: {theirs / ours:.1f} times as fast; largest difference {largest:.1e}"
+        f"one word at a time {theirs:.2f}, packed {ours:.2f}: "
+        f"{theirs / ours:.1f} times as fast; largest difference {largest:.1e}"
     )
     print(
-        f"every third content word at once (another score, that of the settings) {settings:.2f}: {theirs / settings:.1f} times as fast"
+        f"every third content word at once (another score, that of the settings) {settings:.2f}: "
+        f"{theirs / settings:.1f} times as fast"
     )
 
 

@@ -39,7 +39,8 @@ def main() -> None:
     seconds = time.perf_counter() - started
     masked = sum(bool(rewrite.masked) for rewrite in found)
     print(
-        f"{len(texts)} sentences of 15 words, {masked} with a mask: {seconds:.1f} s on {torch.get_num_threads()} threads"
+        f"{len(texts)} sentences of 15 words, {masked} with a mask: "
+        f"{seconds:.1f} s on {torch.get_num_threads()} threads"
     )
     print(f"peak memory {max(peak) / 2**30:.2f} GiB, weights in memory {megabytes(experts):.0f} MB")
 

@@ -28,7 +28,8 @@ FAST = DPOConfig(learning_rate=1e-3, batch_size=4, steps=10, warmup=3, max_new_t
 
 
 def some_pairs(n: int) -> list[Pair]:
-    """Pairs of varied length that have something to learn: chosen continuations count up, rejected ones shout."""
+    """Pairs of varied length that have something to learn: chosen continuations count up, rejected ones
+    shout."""
     prompts = ["The cat", "I said that", "a", "When it rains in the", "No", "You are"]
     return [
         Pair(f"{prompts[i % 6]} {i}", f" {i} and {'so ' * (i % 3)}", "!" * (2 + i % 7), 0.1, 0.9)

@@ -24,7 +24,8 @@ from companion.mechanism.dpo import DPOConfig, Triple, schedule_batches
 
 @dataclass
 class Run:
-    """What was measured: loss and seconds of each step, and seconds of everything from the start to the last step."""
+    """What was measured: loss and seconds of each step, and seconds of everything from the start to the last
+    step."""
 
     losses: list[float] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
@@ -66,7 +67,8 @@ def train(
     precompute: bool,
     gradient_checkpointing: bool,
 ) -> Run:
-    """Train a copy of ``model``. ``precompute`` gives the reference's log-probabilities before training, else in the loop."""
+    """Train a copy of ``model``. ``precompute`` gives the reference's log-probabilities before training,
+    else in the loop."""
     start = time.perf_counter()
     policy = copy.deepcopy(model)
     order = [
