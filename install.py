@@ -1,9 +1,8 @@
-"""Install the book: `python install.py`. Needs Python 3.11 or newer and nothing else; safe to stop and to
-run again.
+"""Install the book: `python install.py`. Needs Python 3.11 and nothing else; may be run again.
 
 Everything has the exact version and sha256 of requirements.lock. torch comes with what it needs: on Linux
-without an NVIDIA
-card the CPU build of torch-cpu.lock if it can be had, else PyPI's with its CUDA libraries; elsewhere PyPI's.
+without an NVIDIA card the CPU build of torch-cpu.lock if it can be had, else PyPI's with its CUDA libraries;
+elsewhere PyPI's.
 
 `python install.py --here` installs into the Python that runs it (conda, Binder); otherwise into the folder
 .venv.
