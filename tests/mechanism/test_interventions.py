@@ -273,7 +273,7 @@ def misfits(it: Bridged) -> dict[str, object]:
     }
 
 
-def test_what_does_not_fit_is_refused_before_any_pass(it):
+def test_what_does_not_fit_is_refused_before_any_pass(unchecked, it):
     for name, intervention in misfits(it).items():
         with pytest.raises(CompanionError, match="does not fit") as caught:
             applied(it.view, AblateValues(it.some()), intervention, positions=Positions.ALL).__enter__()
@@ -324,7 +324,6 @@ def test_an_exception_leaves_no_trace(it, prompts, error):
 
 def test_fingerprints_tell_interventions_apart(it):
     a, b, values = it.some(0), it.some(1), torch.randn(it.shape, generator=torch.Generator().manual_seed(0))
-    recorded = torch.ones(2, 8, it.shape[1])
 
     def make() -> list:
         return [
@@ -335,10 +334,6 @@ def test_fingerprints_tell_interventions_apart(it):
                 Subtract(sign * torch.ones(32), scale, layer)
                 for sign, scale, layer in ((1, 1.0, 0), (-1, 1.0, 0), (1, 2.0, 0), (1, 1.0, 1))
             ),
-            *(
-                Replay(by_layer)
-                for by_layer in ({0: recorded}, {1: recorded}, {0: 2 * recorded}, {0: recorded, 1: recorded})
-            ),
         ]
 
     found = [intervention.fingerprint for intervention in make()]
@@ -346,11 +341,6 @@ def test_fingerprints_tell_interventions_apart(it):
     assert found == [intervention.fingerprint for intervention in make()]
     other = torch.where(a, values, 7.0)  # values of neurons that are not patched do not count
     assert Patch(a, other).fingerprint == Patch(a, values).fingerprint
-    assert RescaleKeys(a, 2).fingerprint == RescaleKeys(a, 2.0).fingerprint
-    assert (
-        Replay({1: recorded, 0: 2 * recorded}).fingerprint
-        == Replay({0: 2 * recorded, 1: recorded}).fingerprint
-    )
 
 
 def test_the_real_model(embedded_lm):

@@ -188,9 +188,9 @@ def test_steered_goes_on_from_its_file(lively_lm, direction, rows, tmp_path, mon
 def test_steered_reads_unusual_line_breaks_back(lively_lm, direction, tmp_path, monkeypatch):
     texts = ["a\u2028b", "c\x85d", "e\nf\r\ng", "\x1c"]
     ids = torch.tensor([[5], [6]])
-    decoded = iter(texts)
+    decoded = iter([texts[:2], texts[2:]])
     monkeypatch.setattr(pplm, "sample", lambda *args, **kwargs: ids)
-    monkeypatch.setattr(lively_lm.tokenizer, "decode", lambda *args, **kwargs: next(decoded))
+    monkeypatch.setattr(lively_lm.tokenizer, "batch_decode", lambda *args, **kwargs: next(decoded))
     common = {
         "settings": QUICK,
         "toxic": True,

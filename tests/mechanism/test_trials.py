@@ -17,27 +17,29 @@ from companion.mechanism import neurons, study
 from companion.mechanism.exam import BATCH_TOKENS, Exam, Outcome, examine, mean_over_draws
 from companion.mechanism.interventions import AblateValues, Positions, applied
 from companion.mechanism.neurons import Group
+from companion.mechanism.targets import (
+    CIVIL_WORDS,
+    TOXIC_WORDS,
+    edited,
+    embedding_direction,
+    matched,
+    patch_sets,
+    top,
+)
 from companion.mechanism.trials import (
     ABLATED,
     BASE,
-    CIVIL_WORDS,
     CONTROLLED,
     DPO,
-    TOXIC_WORDS,
     Trial,
     ablation_controls,
     ablations,
     calibrated,
     control,
-    edited,
     edits,
-    embedding_direction,
-    matched,
-    patch_sets,
     patches,
     run,
     subtractions,
-    top,
     unalignments,
 )
 from companion.metrics import perplexity
@@ -50,7 +52,7 @@ def s() -> study.Study:
 
 @pytest.fixture(scope="module")
 def exam(s) -> Exam:
-    return Exam.of(s.profile, s.lm)
+    return Exam.of(s.profile, s.base.lm)
 
 
 @pytest.fixture(scope="module")

@@ -74,11 +74,12 @@ def bootstrap_blocks(
 def text_share(
     before: Side, after: Side, before_reads: Side, after_reads: Side, *, seed: int = 0
 ) -> dict[str, Estimate]:
-    """Part of the net between two models, each on its own text, that comes with the text and not with the weights.
+    """Part of the net between two models on their own texts that comes with the text, not with the weights.
 
-    ``before_reads`` is the first model on the second one's text, ``after_reads`` the second on the first one's.
-    The two changes do not simply add up, so there are two answers: ``text_first``, the first model reading the
-    other text over the net; and ``text_last``, what is left once the weights have changed on the old text.
+    ``before_reads`` is the first model on the second one's text, ``after_reads`` the second on the first
+    one's. The two changes do not simply add up, so there are two answers: ``text_first``, what the first
+    model shows when it reads the other text; and ``text_last``, what the text adds once the weights have
+    changed.
     """
 
     def once(weight: Tensor) -> dict[str, float]:
@@ -100,7 +101,7 @@ def apart(one: Estimate, other: Estimate) -> bool:
 def split_half(
     before: Side, after: Side, cosine: Float[Tensor, "layer d_mlp"], *, seed: int = 0, resamples: int = 300
 ) -> dict[str, Estimate]:
-    """:func:`account` with groups and directions settled on one half of the prompts and measured on the other.
+    """:func:`account`, groups and directions settled on one half of the prompts, measured on the other.
 
     Free of regression to the mean: chance cannot choose a neuron and count it, too.
     """
@@ -127,7 +128,7 @@ def other_prompts(
 def _over_halves(
     once: Callable[[Tensor, Tensor], dict[str, float]], sums: Sums, seed: int, resamples: int
 ) -> dict[str, Estimate]:
-    """Mean of a statistic of two halves over random halves; the interval draws halves and, within them, blocks."""
+    """Mean of a statistic of two halves over random halves; the interval draws halves, and blocks in them."""
     generator, n = torch.Generator().manual_seed(seed), len(sums.count)
     firsts = [(torch.randperm(n, generator=generator) < n // 2).double() for _ in range(HALVES)]
     halves = [once(*pair) for first in firsts for pair in ((first, 1 - first), (1 - first, first))]
@@ -147,7 +148,7 @@ def _resample(weight: Float[Tensor, "block"], generator: torch.Generator) -> Flo
 
 
 def _estimates(value: dict[str, float], drawn: list[dict[str, float]], n: int) -> dict[str, Estimate]:
-    """Intervals around the values: quantiles of what was drawn, moved by the distance of its median from the value.
+    """Intervals around the values: quantiles of what was drawn, moved as far as its median is off the value.
 
     A sum of absolute values, such as gross, grows with noise, and resampled data are noisier than
     the data; without the move the interval of gross may miss its own value.
@@ -162,7 +163,7 @@ def _estimates(value: dict[str, float], drawn: list[dict[str, float]], n: int) -
 def table(
     before: Side, after: Side, cosine: Float[Tensor, "layer d_mlp"], *, seed: int = 0, resamples: int = 200
 ) -> pd.DataFrame:
-    """One row per neuron: projections, reduction with interval over prompts and three parts, group and role."""
+    """A row per neuron: projections, reduction with interval over prompts and its parts, group and role."""
     reduction = before.projections - after.projections
     group = groups(cosine, before.sums.mean)
     generator, ones = torch.Generator().manual_seed(seed), torch.ones(len(before.sums.count))

@@ -96,7 +96,10 @@ def dpo_loss(
     reference_rejected: Float[Tensor, "pairs"],
     beta: float,
 ) -> Float[Tensor, "pairs"]:
-    """−log σ(β[(log π_w − log π_ref,w) − (log π_l − log π_ref,l)]) per pair (Rafailov et al., 2023, eq. 7)."""
+    """Loss per pair (Rafailov et al., 2023, equation 7).
+
+    −log σ(β[(log π_w − log π_ref,w) − (log π_l − log π_ref,l)])
+    """
     return -logsigmoid(beta * ((chosen - reference_chosen) - (rejected - reference_rejected)))
 
 

@@ -31,7 +31,7 @@ BATCH_TOKENS = 1024  # per batch of windows: its logits fit into 200 MB
 
 @dataclass(frozen=True)
 class Exam:
-    """Texts: a task for toxicity, half sentences with their other half for F1, windows of ids for perplexity."""
+    """A task for toxicity, half sentences with their other half for F1, windows of ids for perplexity."""
 
     task: Task
     openings: list[str]
@@ -40,7 +40,7 @@ class Exam:
 
     @classmethod
     def of(cls, profile: Profile, lm: LanguageModel) -> Exam:
-        """The smaller exam of the sweeps: ``sweep_prompts`` and so on of the profile, from the evaluation part."""
+        """The smaller exam of the sweeps, ``sweep_prompts`` and so on of the profile; evaluation part."""
         prose = by_profile.prose(profile, "eval")
         openings, references = by_profile.openings(by_profile.sentences(prose)[: profile.sweep_sentences])
         windows = perplexity.windows(lm, prose, profile.sweep_window_tokens, profile.sweep_windows)
@@ -102,7 +102,7 @@ def examine(
             )
         return made.texts
 
-    def read() -> list[list[float]]:
+    def read() -> list[list[float] | list[int]]:
         with applied(view, *given, positions=reading):
             return [values.tolist() for values in perplexity.cross_entropy(lm, exam.windows, batch_size=size)]
 

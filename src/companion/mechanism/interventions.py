@@ -55,7 +55,7 @@ class Intervention(Protocol):
 
 @dataclass(frozen=True)
 class Subtract:
-    """x ← x − scale · direction in the residual stream behind block ``layer`` (Lee et al., 2024, section 3.3)."""
+    """x ← x − scale · direction in the residual stream behind block ``layer`` (Lee et al., 3.3)."""
 
     direction: Float[Tensor, "d_model"]
     scale: float
@@ -96,10 +96,11 @@ class AblateValues:
 
 @dataclass(frozen=True)
 class RescaleKeys:
-    """Multiply the key vectors of some neurons by ``factor`` (un-aligning: Lee et al., 2024, section 6; 0 ablates them).
+    """Multiply the key vectors of some neurons by ``factor``; 0 ablates them.
 
-    The key is the weight that reads the residual stream: in GPT-2 the only one (its bias stays, so
-    factor 0 leaves σ(b)), in gated MLPs the linear branch, W2 in Lee et al., table 5.
+    Un-aligning: Lee et al. (2024), section 6. The key is the weight that reads the residual stream:
+    in GPT-2 the only one (its bias stays, so factor 0 leaves σ(b)), in gated MLPs the linear branch,
+    W2 in Lee et al., table 5.
     """
 
     neurons: Bool[Tensor, "layer d_mlp"]
@@ -120,7 +121,7 @@ class RescaleKeys:
 
 @dataclass(frozen=True)
 class Patch:
-    """Set the activations of some neurons to given values, the same at every position and prompt (Yang et al., section 3)."""
+    """Set the activations of some neurons to values, the same everywhere (Yang et al., section 3)."""
 
     neurons: Bool[Tensor, "layer d_mlp"]
     values: Float[Tensor, "layer d_mlp"]

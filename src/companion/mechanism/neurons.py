@@ -82,7 +82,7 @@ class Side:
 
 
 def value_vectors(lm: LanguageModel) -> Iterator[Float[Tensor, "d_mlp d_model"]]:
-    """Value vectors by layer: what a unit of activation writes (rows of ``c_proj``, columns of ``down_proj``).
+    """Value vectors by layer, what a unit of activation writes: rows of ``c_proj``, columns of ``down_proj``.
 
     Where a norm follows the MLP (Gemma) they are multiplied by its gain; the other half of that norm, its
     scale, is in the activations (:class:`companion.lm.activations.Recorder`).

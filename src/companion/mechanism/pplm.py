@@ -37,7 +37,8 @@ class PPLM:
     top_k: int = 10
 
 
-Cache = list[tuple[Float[Tensor, "batch heads pos d_head"], Float[Tensor, "batch heads pos d_head"]]]
+# Of each layer keys and values. ``_pos``: a pass makes the cache longer.
+Cache = list[tuple[Float[Tensor, "batch heads _pos d_head"], Float[Tensor, "batch heads _pos d_head"]]]
 
 
 def sample(
@@ -88,17 +89,17 @@ class _Step:
         self,
         cache: Cache | None,
         ids: Int[Tensor, "batch new"] | Float[Tensor, "batch new d_model"],
-        mask: Bool[Tensor, "batch pos"],
+        mask: Bool[Tensor, "batch _pos"],
     ) -> tuple[Cache, Float[Tensor, "batch vocab"], Float[Tensor, "batch d_model"]]:
         """Read token ids (or soft embeddings) after a cache; return cache, last logits, last residual."""
-        batch = tokens.Batch(mask, mask)  # only the positions are used
+        positions = tokens.Batch(mask.long(), mask).positions[:, -ids.shape[1] :]
         past = DynamicCache(list(cache)) if cache is not None else DynamicCache(config=self.lm.model.config)
         inputs = {"inputs_embeds" if ids.is_floating_point() else "input_ids": ids}
         with torch.set_grad_enabled(cache is not None and torch.is_grad_enabled()):
             out = self.lm.model(
                 **inputs,
                 attention_mask=mask.long(),
-                position_ids=batch.positions[:, -ids.shape[1] :],
+                position_ids=positions,
                 past_key_values=past,
                 use_cache=True,
                 output_hidden_states=True,
@@ -130,7 +131,7 @@ class _Step:
     def _loss(
         self, cache: Cache, last: Tensor, mask: Tensor, plain_logits: Tensor, pooled: Tensor, position: int
     ) -> Float[Tensor, ""]:
-        """Cross-entropy of the wanted class one token ahead (horizon 1) plus KL(steered ‖ plain), summed."""
+        """Cross-entropy of the wanted class one token ahead (horizon 1) + KL(steered ‖ plain), summed."""
         cache, logits, hidden = self.forward(cache, last, mask)
         probability = logits.softmax(-1)  # batch, vocab
         soft = probability @ self.lm.model.get_input_embeddings().get_parameter("weight").detach()

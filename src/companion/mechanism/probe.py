@@ -166,7 +166,7 @@ def toxic_neurons(
 
 
 def svd_directions(vectors: Float[Tensor, "n d_model"], k: int) -> Float[Tensor, "k d_model"]:
-    """First k left singular vectors of the d_model × n matrix of value vectors (Lee et al., 2024, section 3.1).
+    """First k left singular vectors of the d_model × n matrix of value vectors (Lee et al., 2024, 3.1).
 
     Signs are fixed so that each direction agrees with the mean of the vectors.
     """

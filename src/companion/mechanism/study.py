@@ -93,7 +93,7 @@ class Study:
 
 
 def begin(profile: Profile) -> Study:
-    """Load or make all: probe (chapter 2), DPO model (chapter 3), both models' activations on their own text."""
+    """Load or make all: probe (chapter 2), DPO model (chapter 3), both models' activations on their text."""
     lm, scorer = models.load(profile.model), toxicity.load(profile.scorer)
     fitted = probe.load(profile, lm)
     preferences = pairs.load(profile, lm, fitted, scorer)

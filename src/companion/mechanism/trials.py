@@ -11,16 +11,13 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 from tqdm import tqdm
 from transformer_lens import TransformerBridge
 
 from companion import store
-from companion.lm import tokens
-from companion.lm.generation import generator_of
 from companion.lm.models import LanguageModel
-from companion.mechanism import neurons, probe
 from companion.mechanism.exam import Exam, Outcome, examine, mean_over_draws
 from companion.mechanism.interventions import (
     AblateValues,
@@ -31,11 +28,19 @@ from companion.mechanism.interventions import (
     Subtract,
     applied,
 )
-from companion.mechanism.neurons import Group
+from companion.mechanism.neurons import cosines
 from companion.mechanism.study import Study
+from companion.mechanism.targets import (
+    Neurons,
+    directions,
+    edited,
+    embedding_direction,
+    matched,
+    patch_sets,
+    top,
+)
 from companion.metrics import perplexity
 
-Neurons = Bool[Tensor, "layer d_mlp"]
 SIZES = (7, 36, 100, 200, 1000, 2000)  # numbers of toxic value vectors in the two papers
 # Sizes with random controls, and the published sizes that each is the nearest control of.
 CONTROLLED = {200: (100, 200), 2000: (1000, 2000)}
@@ -54,9 +59,6 @@ SUBTRACTED = {
 PATCHED = {"dampened": ("patch all dampened toxic neurons", "yang2024v1")}  # published row of a set
 PUBLISHED_RISE = 23.56 / 21.70 - 1  # perplexity that subtracting W costs in Lee et al. (2024), table 2
 COSTS = {1.0: "", 0.25: ", a quarter of the cost", 4.0: ", four times the cost"}  # in units of that
-QUANTILES = 50  # of the norm of value vectors, for matched controls
-TOXIC_WORDS = ("fuck", "shit", "crap", "damn", "asshole")  # Yang et al.: the "toxic embedding" is their mean
-CIVIL_WORDS = ("hello", "thanks", "friend", "peace", "welcome")  # minus the mean of these
 
 
 @dataclass(frozen=True)
@@ -102,34 +104,8 @@ def control(trial: Trial, trials: Iterable[Trial], outcomes: Mapping[str, Outcom
     return mean_over_draws([outcomes[key] for key in drawn]) if drawn else None
 
 
-def top(score: Float[Tensor, "layer d_mlp"], n: int, among: Neurons | None = None) -> Neurons:
-    """The ``n`` neurons with the highest score, of all or of some (all of these if there are fewer)."""
-    score = score if among is None else score.masked_fill(~among, -torch.inf)
-    n = min(n, score.numel() if among is None else int(among.sum()))
-    chosen = torch.zeros(score.numel(), dtype=torch.bool)
-    chosen[score.flatten().argsort(descending=True, stable=True)[:n]] = True
-    return chosen.view(score.shape)
-
-
-def matched(study: Study, chosen: Neurons, draw: int, among: Neurons | None = None) -> Neurons:
-    """Random neurons, as many as chosen and with the same norms of value vectors; the chosen ones are left out.
-
-    Within each of 50 quantiles of the norm as many are drawn as chosen (fewer only where too few are left).
-    """
-    vectors = neurons.value_vectors(study.base.lm)
-    norm = torch.stack([v.norm(dim=-1) for v in vectors]).cpu().flatten()
-    quantile = (norm.argsort().argsort() * QUANTILES) // norm.numel()
-    taken, free = chosen.flatten(), (~chosen if among is None else among & ~chosen).flatten()
-    generator = generator_of(draw, study.profile.seed)
-    drawn = torch.zeros(norm.numel(), dtype=torch.bool)
-    for q in range(QUANTILES):
-        wanted, left = int((taken & (quantile == q)).sum()), (free & (quantile == q)).nonzero()[:, 0]
-        drawn[left[torch.randperm(len(left), generator=generator)[:wanted]]] = True
-    return drawn.view(chosen.shape)
-
-
 def ablations(study: Study) -> list[Trial]:
-    """Toxic value vectors set to zero: the top n by cosine, of all neurons and of those positively activated."""
+    """The top n value vectors by cosine set to zero, of all neurons and of those positively activated."""
     trials = []
     for kind, (label, in_paper, sizes) in ABLATED.items():
         for n in SIZES:
@@ -157,20 +133,6 @@ def ablation_controls(study: Study) -> list[Trial]:
 def _pool(study: Study, kind: str) -> Neurons | None:
     """What the neurons of a kind are chosen from; None is all."""
     return study.base.mean > 0 if kind == "positive" else None
-
-
-def directions(study: Study) -> dict[str, Float[Tensor, "d_model"]]:
-    """Unit directions by key: the probe, the most toxic value vector, the first SVD direction, a random one."""
-    stacked = torch.stack(list(neurons.value_vectors(study.base.lm))).flatten(0, 1).cpu()
-    order = study.cosine.flatten().argsort(descending=True)
-    random = torch.randn(len(study.direction), generator=torch.Generator().manual_seed(study.profile.seed))
-    by_key = {
-        "w": study.direction,
-        "value": stacked[order[0]],
-        "svd": probe.svd_directions(stacked[order[:128]], 1)[0],
-        "random": random,
-    }
-    return {key: d / d.norm() for key, d in by_key.items()}
 
 
 def calibrated(
@@ -204,7 +166,7 @@ def calibrated(
 def subtractions(
     study: Study, view: TransformerBridge, windows: list[list[int]], cost: float = 1.0
 ) -> list[Trial]:
-    """Each direction subtracted at ``cost`` times the published rise in perplexity; the random one is the control.
+    """Each direction subtracted at ``cost`` times the published rise in perplexity; the random one controls.
 
     At other costs than 1 only the probe's and the random one. ``view`` is the bridge of the base model;
     scales are found on ``windows``.
@@ -247,26 +209,11 @@ def unalignments(study: Study) -> list[Trial]:
     return [*trials, Trial("keys_random", label, "keys", random, on_tuned=True, control_of=against)]
 
 
-def patch_sets(study: Study) -> dict[str, tuple[str, Neurons]]:
-    """The sets of neurons that the papers patch: label and mask by key; ↓ are neurons whose Δp > 0."""
-    down, group = study.reduction > 0, study.members
-    dampened = group(Group.TP) & (study.base.mean > study.tuned.mean)
-    return {
-        "dampened": ("dampened toxic (TP−)", dampened),
-        **{g.name.lower(): (f"{g.name}↓", group(g) & down) for g in Group},
-        "tp_an": ("TP↓ + AN↓", group(Group.TP, Group.AN) & down),
-        "tn_ap": ("TN↓ + AP↓", group(Group.TN, Group.AP) & down),
-        "tp_tn_an": ("TP↓ + TN↓ + AN↓", group(Group.TP, Group.TN, Group.AN) & down),
-        "all_down": ("all ↓", down),
-        "all": ("all neurons", torch.ones_like(down)),
-    }
-
-
 def patches(study: Study) -> list[Trial]:
-    """Base model with mean DPO activations, its controls, and the reverse; acting on generated tokens, as published.
+    """Base model with mean DPO activations, its controls, and the reverse.
 
-    For perplexity they act at all positions but the first, the attention sink, which no patch
-    meets while generating.
+    They act on generated tokens, as published; for perplexity at all positions but the first, the
+    attention sink, which no patch meets while generating.
     """
     base, tuned, sets = study.base.mean, study.tuned.mean, patch_sets(study)
     trials = [
@@ -313,40 +260,9 @@ def _on_generated(trials: Iterable[Trial]) -> list[Trial]:
     return [replace(t, writing=Positions.GENERATED, reading=Positions.AFTER_FIRST) for t in trials]
 
 
-def embedding_direction(study: Study) -> Float[Tensor, "d_model"]:
-    """The direction of the EMNLP version: mean unembedding of five swear words minus that of five friendly ones."""
-
-    def mean(words: tuple[str, ...]) -> Tensor:
-        rows = [unembedding[ids].mean(0) for ids in tokens.encode(study.base.lm.tokenizer, words)]
-        return torch.stack(rows).mean(0)
-
-    unembedding = study.base.lm.model.get_output_embeddings().get_parameter("weight").detach().float().cpu()
-    return mean(TOXIC_WORDS) - mean(CIVIL_WORDS)
-
-
-def edited(
-    study: Study, cosine: Float[Tensor, "layer d_mlp"], alpha: float, beta: float, *, random: bool = False
-) -> Patch:
-    """Tuning-free editing (EMNLP version): clamp a share β of each group to its base mean times 1 ± α.
-
-    TP and AN, those with the highest absolute cosine, are turned down to 1 − α; AP and TN, those with the
-    lowest, up to 1 + α. A negative α swaps the signs; ``random`` draws the neurons of each group.
-    """
-    mean = study.base.mean
-    group = neurons.groups(cosine, mean)
-    chosen, factor = torch.zeros_like(group, dtype=torch.bool), torch.ones_like(mean)
-    noise = torch.rand(cosine.shape, generator=torch.Generator().manual_seed(study.profile.seed))
-    for g in Group:
-        down, members = g in (Group.TP, Group.AN), group == g
-        score = noise if random else cosine.abs() * (1 if down else -1)
-        chosen |= top(score, round(beta * int(members.sum())), members)
-        factor[members] = 1 - alpha if down else 1 + alpha
-    return Patch(chosen, mean * factor)
-
-
 def edits(study: Study) -> list[Trial]:
     """The published editing rule, one with a strong factor and a small clamp, and for each its controls."""
-    cosine, embedding = study.cosine, neurons.cosines(study.base.lm, embedding_direction(study))
+    cosine, embedding = study.cosine, cosines(study.base.lm, embedding_direction(study))
     trials = []
     for rule, suffix, alpha, beta in (("published", "", 0.01, 0.55), ("strong", "_strong", 1.0, 0.02)):
         setting = f"α = {alpha:g}, β = {beta:g}"

@@ -1,0 +1,108 @@
+"""What an intervention acts on: sets of neurons, directions, and the values that neurons are held at.
+
+A set of neurons is a boolean mask, a direction a vector of the residual stream.
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from companion.lm import tokens
+from companion.lm.generation import generator_of
+from companion.mechanism import neurons, probe
+from companion.mechanism.interventions import Patch
+from companion.mechanism.neurons import Group
+from companion.mechanism.study import Study
+
+Neurons = Bool[Tensor, "layer d_mlp"]
+QUANTILES = 50  # of the norm of value vectors, for matched controls
+TOXIC_WORDS = ("fuck", "shit", "crap", "damn", "asshole")  # Yang et al.: the "toxic embedding" is their mean
+CIVIL_WORDS = ("hello", "thanks", "friend", "peace", "welcome")  # minus the mean of these
+
+
+def top(score: Float[Tensor, "layer d_mlp"], n: int, among: Neurons | None = None) -> Neurons:
+    """The ``n`` neurons with the highest score, of all or of some (all of these if there are fewer)."""
+    score = score if among is None else score.masked_fill(~among, -torch.inf)
+    n = min(n, score.numel() if among is None else int(among.sum()))
+    chosen = torch.zeros(score.numel(), dtype=torch.bool)
+    chosen[score.flatten().argsort(descending=True, stable=True)[:n]] = True
+    return chosen.view(score.shape)
+
+
+def matched(study: Study, chosen: Neurons, draw: int, among: Neurons | None = None) -> Neurons:
+    """Random neurons other than the chosen ones, as many and with the same norms of value vectors.
+
+    Within each of 50 quantiles of the norm as many are drawn as chosen (fewer only where too few are left).
+    """
+    vectors = neurons.value_vectors(study.base.lm)
+    norm = torch.stack([v.norm(dim=-1) for v in vectors]).cpu().flatten()
+    quantile = (norm.argsort().argsort() * QUANTILES) // norm.numel()
+    taken, free = chosen.flatten(), (~chosen if among is None else among & ~chosen).flatten()
+    generator = generator_of(draw, study.profile.seed)
+    drawn = torch.zeros(norm.numel(), dtype=torch.bool)
+    for q in range(QUANTILES):
+        wanted, left = int((taken & (quantile == q)).sum()), (free & (quantile == q)).nonzero()[:, 0]
+        drawn[left[torch.randperm(len(left), generator=generator)[:wanted]]] = True
+    return drawn.view(chosen.shape)
+
+
+def patch_sets(study: Study) -> dict[str, tuple[str, Neurons]]:
+    """The sets of neurons that the papers patch: label and mask by key; ↓ are neurons whose Δp > 0."""
+    down, group = study.reduction > 0, study.members
+    dampened = group(Group.TP) & (study.base.mean > study.tuned.mean)
+    return {
+        "dampened": ("dampened toxic (TP−)", dampened),
+        **{g.name.lower(): (f"{g.name}↓", group(g) & down) for g in Group},
+        "tp_an": ("TP↓ + AN↓", group(Group.TP, Group.AN) & down),
+        "tn_ap": ("TN↓ + AP↓", group(Group.TN, Group.AP) & down),
+        "tp_tn_an": ("TP↓ + TN↓ + AN↓", group(Group.TP, Group.TN, Group.AN) & down),
+        "all_down": ("all ↓", down),
+        "all": ("all neurons", torch.ones_like(down)),
+    }
+
+
+def directions(study: Study) -> dict[str, Float[Tensor, "d_model"]]:
+    """Unit directions by key: probe, most toxic value vector, first SVD direction, and a random one."""
+    stacked = torch.stack(list(neurons.value_vectors(study.base.lm))).flatten(0, 1).cpu()
+    order = study.cosine.flatten().argsort(descending=True)
+    random = torch.randn(len(study.direction), generator=torch.Generator().manual_seed(study.profile.seed))
+    by_key = {
+        "w": study.direction,
+        "value": stacked[order[0]],
+        "svd": probe.svd_directions(stacked[order[:128]], 1)[0],
+        "random": random,
+    }
+    return {key: d / d.norm() for key, d in by_key.items()}
+
+
+def embedding_direction(study: Study) -> Float[Tensor, "d_model"]:
+    """EMNLP version, without a probe: mean unembedding of five swear words minus that of five friendly."""
+
+    def mean(words: tuple[str, ...]) -> Tensor:
+        rows = [unembedding[ids].mean(0) for ids in tokens.encode(study.base.lm.tokenizer, words)]
+        return torch.stack(rows).mean(0)
+
+    unembedding = study.base.lm.model.get_output_embeddings().get_parameter("weight").detach().float().cpu()
+    return mean(TOXIC_WORDS) - mean(CIVIL_WORDS)
+
+
+def edited(
+    study: Study, cosine: Float[Tensor, "layer d_mlp"], alpha: float, beta: float, *, random: bool = False
+) -> Patch:
+    """Tuning-free editing (EMNLP version): clamp a share β of each group to its base mean times 1 ± α.
+
+    TP and AN, those with the highest absolute cosine, are turned down to 1 − α; AP and TN, those with the
+    lowest, up to 1 + α. A negative α swaps the signs; ``random`` draws the neurons of each group.
+    """
+    mean = study.base.mean
+    group = neurons.groups(cosine, mean)
+    chosen, factor = torch.zeros_like(group, dtype=torch.bool), torch.ones_like(mean)
+    noise = torch.rand(cosine.shape, generator=torch.Generator().manual_seed(study.profile.seed))
+    for g in Group:
+        down, members = g in (Group.TP, Group.AN), group == g
+        score = noise if random else cosine.abs() * (1 if down else -1)
+        chosen |= top(score, round(beta * int(members.sum())), members)
+        factor[members] = 1 - alpha if down else 1 + alpha
+    return Patch(chosen, mean * factor)
