@@ -216,12 +216,6 @@ def test_write_and_read(pairs, tmp_path_factory):
     assert read(path) == pairs
 
 
-def test_read_ignores_unknown_fields(tmp_path):
-    line = '{"prompt": "p", "chosen": "c", "rejected": "r", "chosen_toxicity": 0.1, "rejected_toxicity": 0.9, "note": "x"}'
-    (tmp_path / "pairs.jsonl").write_text(f"{line}\n\n{line}\n", encoding="utf-8")
-    assert read(tmp_path / "pairs.jsonl") == [Pair("p", "c", "r", 0.1, 0.9)] * 2
-
-
 def test_swapping_a_pair_twice_gives_it_back():
     pair = Pair("p", "c", "r", 0.1, 0.9)
     assert pair.swapped() == Pair("p", "r", "c", 0.9, 0.1) and pair.swapped().swapped() == pair

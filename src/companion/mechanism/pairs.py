@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
 from companion import paths, profiles, store, toxicity
@@ -96,13 +96,9 @@ def write(pairs: Sequence[Pair], path: Path) -> None:
 
 
 def read(path: Path) -> list[Pair]:
-    """Read pairs from JSON lines; unknown fields are ignored."""
-    names = {field.name for field in fields(Pair)}
-    return [
-        Pair(**{k: v for k, v in json.loads(line).items() if k in names})
-        for line in path.read_text(encoding="utf-8").split("\n")
-        if line
-    ]
+    """Read pairs from JSON lines."""
+    lines = path.read_text(encoding="utf-8").split("\n")  # texts may hold line breaks of other kinds
+    return [Pair(**json.loads(line)) for line in lines if line]
 
 
 ROUNDS = 2  # continuations steered to toxicity for each pair prompt, of the pairs that ship

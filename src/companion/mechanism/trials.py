@@ -266,23 +266,18 @@ def edits(study: Study) -> list[Trial]:
     trials = []
     for rule, suffix, alpha, beta in (("published", "", 0.01, 0.55), ("strong", "_strong", 1.0, 0.02)):
         setting = f"α = {alpha:g}, β = {beta:g}"
+        by_embedding = edited(study, embedding, alpha, beta)
+        at_random = edited(study, cosine, alpha, beta, random=True)
+        clamp, swapped = edited(study, cosine, 0.0, beta), edited(study, cosine, -alpha, beta)
+        against = (f"edit_{rule}",)
+        trials += [
+            Trial(f"edit_{rule}", f"edit, {setting}", "edit", (edited(study, cosine, alpha, beta),)),
+            Trial(f"edit_embedding{suffix}", f"edit by embedding, {setting}", "edit", (by_embedding,)),
+        ]
         for key, label, family, patch in (
-            (rule, f"edit, {setting}", "edit", edited(study, cosine, alpha, beta)),
-            (
-                "embedding" + suffix,
-                f"edit by embedding, {setting}",
-                "edit",
-                edited(study, embedding, alpha, beta),
-            ),
-            ("clamp" + suffix, f"clamp only, α = 0, β = {beta:g}", "clamp", edited(study, cosine, 0.0, beta)),
-            ("swapped" + suffix, f"swapped signs, {setting}", "swap", edited(study, cosine, -alpha, beta)),
-            (
-                "random" + suffix,
-                f"random neurons, {setting}",
-                "edit",
-                edited(study, cosine, alpha, beta, random=True),
-            ),
+            ("clamp", f"clamp only, α = 0, β = {beta:g}", "clamp", clamp),
+            ("swapped", f"swapped signs, {setting}", "swap", swapped),
+            ("random", f"random neurons, {setting}", "edit", at_random),
         ):
-            against = () if key in (rule, "embedding" + suffix) else (f"edit_{rule}",)
-            trials += [Trial(f"edit_{key}", label, family, (patch,), control_of=against)]
+            trials += [Trial(f"edit_{key}{suffix}", label, family, (patch,), control_of=against)]
     return _on_generated(trials)
