@@ -783,7 +783,7 @@ def test_sentence_loss_is_that_of_the_text_alone(lively_llama):
 def test_sentence_loss_does_not_depend_on_what_is_read_with_it(lively_llama, monkeypatch):
     texts = ["hello there you", "hello there", "hello there we are", "hello", "so it goes", "hello there you"]
     together = perplexity.nll(lively_llama, texts)
-    monkeypatch.setattr(perplexity, "PACK", 7)
+    monkeypatch.setattr(perplexity, "LOSS_TOKENS", 7)
     for k, text in enumerate(texts):
         for found in (
             perplexity.nll(lively_llama, [text]),

@@ -18,7 +18,7 @@ from transformers import DynamicCache, PreTrainedTokenizerBase
 
 from companion.errors import CompanionError
 from companion.lm import tokens, trie
-from companion.marco.denoisers.protocol import Decoding, Tokenised, summed
+from companion.marco.denoisers.protocol import Decoding, Ids, Tokenised, summed
 
 MASK, SEPARATOR = "<empty_output>", "<file_sep>"  # special tokens of SmolLM2 that plain text never gives
 ALIKE = 8  # rows of about equal length are read together: in at most so many groups, of at least so many rows
@@ -47,7 +47,7 @@ class PrefixDenoiser(Tokenised):
 
     @torch.inference_mode()
     def next_logits(
-        self, roles: Sequence[str], sources: Sequence[list[int]], targets: Sequence[list[int]]
+        self, roles: Sequence[str], sources: Ids, targets: Ids
     ) -> Iterator[Float[Tensor, "role rows vocab"]]:
         rows = [
             [*self.opened(source), self.separator_id, *target]
@@ -60,9 +60,7 @@ class PrefixDenoiser(Tokenised):
         """One packed row: the frozen model reads all sources once, the adapters read on from there."""
         device, read = self.model.device, trie.reading(packed, self.separator_id)  # node
         n = int(read.sum())
-        order = torch.cat(
-            [read.nonzero()[:, 0], (~read).nonzero()[:, 0]]
-        )  # what is read, then what is written
+        order = torch.cat([read.nonzero()[:, 0], (~read).nonzero()[:, 0]])  # what is read, then the rest
         place = torch.empty_like(order)
         place[order] = torch.arange(len(order))
         ids = torch.tensor(packed.ids)[order][None].to(device)  # 1, node
@@ -82,9 +80,7 @@ class PrefixDenoiser(Tokenised):
             adapter_names=list(roles),
         ).logits  # role, rows, vocab
 
-    def surprise(
-        self, roles: Sequence[str], sources: Sequence[list[int]], targets: Sequence[list[int]]
-    ) -> Float[Tensor, "rows role"]:
+    def surprise(self, roles: Sequence[str], sources: Ids, targets: Ids) -> Float[Tensor, "rows role"]:
         """As in :class:`companion.marco.denoisers.protocol.Denoiser`, the loss that adapters are trained by.
 
         It has gradients to the adapters of ``roles``.
@@ -110,9 +106,7 @@ class PrefixDenoiser(Tokenised):
         real = target.mask[:, 1:].to(device).repeat_interleave(n, dim=0)
         return summed(logits, ids[:, 1:], real).view(len(sources), n)
 
-    def begin(
-        self, roles: Sequence[str], sources: Sequence[list[int]], targets: Sequence[list[int]]
-    ) -> Decoding:
+    def begin(self, roles: Sequence[str], sources: Ids, targets: Ids) -> Decoding:
         return _PrefixDecoding(self, roles, sources, targets)
 
     def _read(
@@ -135,13 +129,7 @@ class PrefixDenoiser(Tokenised):
 class _PrefixDecoding:
     """Targets of a :class:`PrefixDenoiser` with a key-value cache; equal sources are read once."""
 
-    def __init__(
-        self,
-        denoiser: PrefixDenoiser,
-        roles: Sequence[str],
-        sources: Sequence[list[int]],
-        targets: Sequence[list[int]],
-    ) -> None:
+    def __init__(self, denoiser: PrefixDenoiser, roles: Sequence[str], sources: Ids, targets: Ids) -> None:
         self.denoiser, self.roles = denoiser, list(roles)
         self.sources = [tuple(denoiser.opened(source)) for source in sources]
         self.begun = [[denoiser.separator_id, *target] for target in targets]

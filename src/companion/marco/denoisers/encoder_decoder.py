@@ -11,7 +11,7 @@ from transformers import DynamicCache, EncoderDecoderCache, PreTrainedModel, Pre
 from transformers.modeling_outputs import BaseModelOutput
 
 from companion.lm import tokens
-from companion.marco.denoisers.protocol import Decoding, Tokenised, summed
+from companion.marco.denoisers.protocol import Decoding, Ids, Tokenised, summed
 
 ROWS = 64  # rows of a padded batch
 
@@ -26,7 +26,7 @@ class Seq2SeqDenoiser(Tokenised):
 
     @torch.inference_mode()
     def next_logits(
-        self, roles: Sequence[str], sources: Sequence[list[int]], targets: Sequence[list[int]]
+        self, roles: Sequence[str], sources: Ids, targets: Ids
     ) -> Iterator[Float[Tensor, "role rows vocab"]]:
         for start in range(0, len(sources), ROWS):
             source = tokens.pad([self._closed(s) for s in sources[start : start + ROWS]], "right")
@@ -50,9 +50,7 @@ class Seq2SeqDenoiser(Tokenised):
         ).logits
 
     @torch.inference_mode()
-    def surprise(
-        self, roles: Sequence[str], sources: Sequence[list[int]], targets: Sequence[list[int]]
-    ) -> Float[Tensor, "rows role"]:
+    def surprise(self, roles: Sequence[str], sources: Ids, targets: Ids) -> Float[Tensor, "rows role"]:
         source = tokens.pad([self._closed(s) for s in sources], "right")
         target = tokens.pad([[*self._begun, *t, self.end_id] for t in targets], "right")
         real = target.mask[:, 1:].clone()
@@ -64,9 +62,7 @@ class Seq2SeqDenoiser(Tokenised):
             sums.append(summed(logits, target.ids[:, 1:].to(logits.device), real.to(logits.device)))
         return torch.stack(sums, dim=1)
 
-    def begin(
-        self, roles: Sequence[str], sources: Sequence[list[int]], targets: Sequence[list[int]]
-    ) -> Decoding:
+    def begin(self, roles: Sequence[str], sources: Ids, targets: Ids) -> Decoding:
         return _Seq2SeqDecoding(self, roles, [self._closed(source) for source in sources], targets)
 
     @property
@@ -86,13 +82,7 @@ class _Seq2SeqDecoding:
     """
 
     @torch.inference_mode()
-    def __init__(
-        self,
-        denoiser: Seq2SeqDenoiser,
-        roles: Sequence[str],
-        sources: Sequence[list[int]],
-        targets: Sequence[list[int]],
-    ) -> None:
+    def __init__(self, denoiser: Seq2SeqDenoiser, roles: Sequence[str], sources: Ids, targets: Ids) -> None:
         self.begun = [[*denoiser._begun, *target] for target in targets]
         self.parts = []
         kinds = [(role, len(target)) for role, target in zip(roles, targets, strict=True)]

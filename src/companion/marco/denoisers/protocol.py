@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedTokenizerBase
 
+Ids = Sequence[list[int]]  # token ids of some rows
 BASE, EXPERT, ANTI_EXPERT = ROLES = ("base", "expert", "anti_expert")
 
 
@@ -56,20 +57,16 @@ class Denoiser(Protocol):
         ...
 
     def next_logits(
-        self, roles: Sequence[str], sources: Sequence[list[int]], targets: Sequence[list[int]]
+        self, roles: Sequence[str], sources: Ids, targets: Ids
     ) -> Iterator[Float[Tensor, "role rows vocab"]]:
         """Logits of the token after each target, given its source; some rows at a time, in order."""
         ...
 
-    def surprise(
-        self, roles: Sequence[str], sources: Sequence[list[int]], targets: Sequence[list[int]]
-    ) -> Float[Tensor, "rows role"]:
+    def surprise(self, roles: Sequence[str], sources: Ids, targets: Ids) -> Float[Tensor, "rows role"]:
         """Cross-entropy (nats) of each target and its end given its source, summed over tokens; one batch."""
         ...
 
-    def begin(
-        self, roles: Sequence[str], sources: Sequence[list[int]], targets: Sequence[list[int]]
-    ) -> Decoding:
+    def begin(self, roles: Sequence[str], sources: Ids, targets: Ids) -> Decoding:
         """Start writing one target per source, with the model of its role, after what ``targets`` says."""
         ...
 

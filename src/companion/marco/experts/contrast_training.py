@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -183,18 +184,10 @@ def train_all(
     def alone(chosen: list[int], seed: int) -> list[Example]:
         return examples.corrupted(denoiser, [texts[i] for i in chosen], seed)
 
-    history = {
-        BASE: adapter_training.train(
-            *(denoiser, BASE, texts, alone, held_out),
-            steps=config.base_steps,
-            rate=config.base_rate,
-            config=config,
-            folder=folder,
-        )
-    }
-    first = [
-        toxic for toxic, _ in rows.pairs
-    ]  # its lengths make the batches: both adapters meet the same pairs
+    train_one = partial(adapter_training.train, denoiser, config=config, folder=folder)
+    steps, rate = config.base_steps, config.base_rate
+    history = {BASE: train_one(BASE, texts, alone, held_out, steps=steps, rate=rate)}
+    first = [toxic for toxic, _ in rows.pairs]  # makes the batches of both: they meet the same pairs
     for side, role in ((1, EXPERT), (0, ANTI_EXPERT)):
 
         def paired(chosen: list[int], seed: int, side: int = side) -> list[Example]:
@@ -204,13 +197,8 @@ def train_all(
         begun = adapter_training.weights(denoiser, BASE)
         for name, weight in adapter_training.weights(denoiser, role).items():
             weight.data.copy_(begun[name.replace(f".{role}.", f".{BASE}.")])
-        history[role] = adapter_training.train(
-            *(denoiser, role, first, paired, held_out),
-            steps=config.expert_steps,
-            rate=config.expert_rate,
-            config=config,
-            folder=folder,
-        )
+        steps, rate = config.expert_steps, config.expert_rate
+        history[role] = train_one(role, first, paired, held_out, steps=steps, rate=rate)
     differing = rows._replace(pairs=[(a, b) for a, b in rows.pairs if a != b and len(a.split()) <= SHORT])
     fewer = {name: some[:48] for name, some in held_out.items()}
     for role, more in train(denoiser, differing, fewer, config, folder).items():

@@ -44,6 +44,7 @@ class Rewriter:
     >>> from companion.marco import Rewriter
     >>> [rewrite] = Rewriter.load()(["What a stupid idea!"])
     >>> rewrite.text
+    'What a great idea!'
     """
 
     def __init__(self, denoiser: Denoiser, settings: Settings) -> None:

@@ -20,12 +20,9 @@ class Script:
 
     def __init__(self, source: list[int], sentence: Sentence, denoiser: Denoiser, anchored: bool) -> None:
         self.blank, self.end = denoiser.mask_id, denoiser.end_id
-        alone = [
-            source[k - 1 : k] != [self.blank] for k in range(len(source))
-        ]  # masks side by side: one blank
-        self.rest = [t for t, first in zip(source, alone, strict=True) if t != self.blank or first] + [
-            self.end
-        ]
+        # masks side by side are one blank
+        fixed = [t for k, t in enumerate(source) if t != self.blank or source[k - 1 : k] != [self.blank]]
+        self.rest = [*fixed, self.end]
         self.anchored, self.done = anchored, False
         self.banned = [i for i in denoiser.marks if i != self.end]
         # tokens that were taken out and not written again
