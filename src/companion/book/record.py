@@ -49,6 +49,15 @@ def result(name: str, value: Estimate | float, *, seed: int, digits: int = 3, pe
     _store(PREFIX + name, record)
 
 
+def outcome(chapter: str, name: str, summary: Mapping[str, Estimate], *, seed: int) -> None:
+    """Record an exam's metrics as ``{chapter}_{metric}_{name}``; of the base model no drop against itself."""
+    result(f"{chapter}_toxicity_{name}", summary["toxicity"], seed=seed)
+    result(f"{chapter}_perplexity_{name}", summary["perplexity"], seed=seed, digits=1)
+    result(f"{chapter}_f1_{name}", summary["f1"], seed=seed)
+    if name != "base":
+        result(f"{chapter}_drop_{name}", summary["drop"], seed=seed, percent=True)
+
+
 def resources() -> None:
     """Store the peak memory of this chapter's process in MB; the last line of each chapter."""
     _store(PREFIX + "peak_memory", {"value": round(peak_bytes() / 2**20)})

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import pandas as pd
 from pandas.io.formats.style import Styler
 
-from companion.book import papers, record
+from companion.book import papers
 from companion.book.censor import censored
 from companion.mechanism.exam import Outcome
 from companion.mechanism.trials import Trial
@@ -62,15 +62,6 @@ def trial_row(trial: Trial, outcome: Outcome, base: Outcome, seed: int = 0) -> d
     """:func:`method_row` of a trial, with the published row that it repeats beside it."""
     row = method_row(trial.label, outcome, base, seed)
     return {**row, "published": published(*trial.published) if trial.published else ""}
-
-
-def record_outcome(chapter: str, name: str, summary: Mapping[str, Estimate], seed: int) -> None:
-    """Record an outcome's metrics as ``{chapter}_{metric}_{name}``; of the base model no drop."""
-    record.result(f"{chapter}_toxicity_{name}", summary["toxicity"], seed=seed)
-    record.result(f"{chapter}_perplexity_{name}", summary["perplexity"], seed=seed, digits=1)
-    record.result(f"{chapter}_f1_{name}", summary["f1"], seed=seed)
-    if name != "base":
-        record.result(f"{chapter}_drop_{name}", summary["drop"], seed=seed, percent=True)
 
 
 def verdict_row(texts: str, method: str, s: Mapping[str, Estimate]) -> dict[str, str | int]:
