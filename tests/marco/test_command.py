@@ -133,7 +133,7 @@ def test_small_experts_are_the_same_wherever_they_are_trained(tmp_path, monkeypa
     assert not torch.equal(base, expert) and not torch.equal(expert, anti)
 
 
-def test_published_experts_play_their_own_roles(monkeypatch):
+def test_published_experts_play_their_own_roles(monkeypatch, unchecked):
     class Named(torch.nn.Linear):
         """Stands for a model and knows which one."""
 

@@ -16,8 +16,7 @@ from companion import profiles
 from companion.marco.evaluation import settings_search
 from companion.marco.evaluation.scores import Judges
 from companion.marco.evaluation.settings_search import Desk, Trial
-from companion.marco.experts import loading
-from companion.marco.rewriting import masking, words
+from companion.marco.rewriting import masking, settings, words
 from companion.marco.rewriting.masking import Masking
 from companion.marco.rewriting.rewriter import Rewriter
 from companion.marco.rewriting.settings import Settings
@@ -136,7 +135,7 @@ def test_a_near_tie_goes_to_the_higher_joint_score():
 # --- the desk ----------------------------------------------------------------------------------------
 
 
-def test_only_short_dev_rows_lie_on_the_desk(denoiser, dev_rows, monkeypatch):
+def test_only_short_dev_rows_lie_on_the_desk(denoiser, dev_rows, monkeypatch, unchecked):
     desk = Desk.of(denoiser, judges=None)
     assert desk.sets == TOXIC and desk.harmless == HARMLESS
     for text, scores in desk.divergence.items():
@@ -153,7 +152,7 @@ def test_only_short_dev_rows_lie_on_the_desk(denoiser, dev_rows, monkeypatch):
     )  # spread, not the first ones
 
 
-def test_known_divergences_give_the_rewriters_rewrites(denoiser, dev_rows):
+def test_known_divergences_give_the_rewriters_rewrites(denoiser, dev_rows, unchecked):
     desk = Desk.of(denoiser, judges=None)
     highest = sorted(float(np.nanmax(scores, initial=0)) for scores in desk.divergence.values())
     settings = Settings(
@@ -163,7 +162,7 @@ def test_known_divergences_give_the_rewriters_rewrites(denoiser, dev_rows):
     assert found == [rewrite.text for rewrite in Rewriter(denoiser, settings)(TOXIC["one"])] != TOXIC["one"]
 
 
-def test_the_cautious_threshold_leaves_most_harmless_sentences_alone_and_no_lower_one_does():
+def test_the_cautious_threshold_leaves_most_harmless_sentences_alone_and_no_lower_one_does(unchecked):
     generator = np.random.default_rng(0)
     harmless = [str(i) for i in range(96)]
     divergence = {
@@ -221,4 +220,4 @@ def test_the_choice_is_written_and_read_back(denoiser, judges, dev_rows, monkeyp
     expected = [
         Settings(masking.ours(t), found.alpha_expert, found.alpha_anti, found.temperature) for t in thresholds
     ]
-    assert list(loading.chosen(tmp_path)) == expected
+    assert list(settings.chosen(tmp_path)) == expected
