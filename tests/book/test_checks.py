@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 
 from companion import paths, profiles
-from companion.book import checks, contents, papers, runs
+from companion.book import checks, contents, published_values, runs
 from companion.errors import CompanionError
 
 
@@ -138,19 +138,20 @@ def test_baselines_are_complete():
 
 
 def test_published_table_is_sound():
-    published = papers.rows()
+    published = published_values.rows()
     assert not published.duplicated().any()
     assert pd.to_numeric(published.value, errors="coerce").notna().all()
     assert published[["source", "metric", "kind"]].notna().all(axis=None)
 
 
 def test_published_values_stand_beside_results_that_there_are():
-    named = papers.rows().results.dropna().str.split().explode()
+    named = published_values.rows().results.dropna().str.split().explode()
     assert not named.duplicated().any()  # a result has one counterpart
-    assert set(papers.beside()) == set(named) <= set(checks.load_baseline("embedded"))
+    assert set(published_values.beside()) == set(named) <= set(checks.load_baseline("embedded"))
 
 
 def test_published_rows_are_picked_by_column():
-    [row] = papers.rows(source="lee2024", table="Table 2", intervention="DPO", metric="f1").itertuples()
+    picked = published_values.rows(source="lee2024", table="Table 2", intervention="DPO", metric="f1")
+    [row] = picked.itertuples()
     assert (row.value, row.results) == (0.195, "dpo_f1_dpo")
-    assert papers.rows(source="lee2024", metric="nonsense").empty
+    assert published_values.rows(source="lee2024", metric="nonsense").empty

@@ -14,7 +14,7 @@ from test_marco import bart, by_hand
 from companion import profiles
 from companion.marco.denoisers.protocol import BASE, EXPERT, ROLES
 from companion.marco.evaluation import disagreement, restoration
-from companion.marco.experts import adapter_training, examples, history, loading
+from companion.marco.experts import adapter_training, examples, loading, training_history
 from companion.marco.rewriting import masking, rewriter, script, words
 from companion.marco.rewriting.masking import Masking
 from companion.marco.rewriting.settings import Settings
@@ -218,7 +218,7 @@ def test_history_goes_on_from_the_base(tmp_path):
     (tmp_path / "history.json").write_text(
         json.dumps({"config": config, "history": dict.fromkeys(ROLES, rows)}), encoding="utf-8"
     )
-    found = history.load(tmp_path)
+    found = training_history.load(tmp_path)
     assert found.of(BASE).step.tolist() == [1, 2, 3]
     assert found.of(EXPERT).step.tolist() == [4, 5, 6]
 

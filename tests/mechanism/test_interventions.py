@@ -1,4 +1,5 @@
-"""Interventions at hook points: against copies with changed weights, position by position, and without a trace."""
+"""Interventions at hook points: against copies with changed weights, position by position, and without a
+trace."""
 
 from __future__ import annotations
 
@@ -119,7 +120,8 @@ def shared(lively_lm) -> Bridged:
 
 @pytest.fixture
 def it(shared) -> Bridged:
-    """A bridged copy of both tiny architectures; every test must leave its hooks and, bit for bit, its logits as they were."""
+    """A bridged copy of both tiny architectures; every test must leave its hooks and, bit for bit, its
+    logits as they were."""
     hooks, logits = hook_count(shared), shared.logits()
     yield shared
     assert hook_count(shared) == hooks

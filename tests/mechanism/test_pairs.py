@@ -24,7 +24,8 @@ QUICK = PPLM(iterations=2)
 
 
 def random_probe(lm, seed: int) -> Probe:
-    """A probe of a random direction, so short that its verdict never saturates (where gradients would be rounding noise)."""
+    """A probe of a random direction, so short that its verdict never saturates (where gradients would be
+    rounding noise)."""
     weight = torch.randn(32, generator=torch.Generator().manual_seed(seed))
     return Probe(0.02 * weight / weight.norm(), torch.tensor(0.0), lm.n_layers - 1)
 

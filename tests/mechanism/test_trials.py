@@ -1,4 +1,5 @@
-"""Studies, exams and the papers' methods on a tiny model: what is chosen, what is held against it, what is kept."""
+"""Studies, exams and the papers' methods on a tiny model: what is chosen, what is held against it, what is
+kept."""
 
 from __future__ import annotations
 
@@ -10,14 +11,14 @@ import pytest
 import torch
 
 from companion import profiles
-from companion.book import papers
+from companion.book import published_values
 from companion.data import by_profile
 from companion.lm import anatomy, generation
 from companion.mechanism import neurons, study
 from companion.mechanism.exam import BATCH_TOKENS, Exam, Outcome, examine, mean_over_draws
 from companion.mechanism.interventions import AblateValues, Positions, applied
 from companion.mechanism.neurons import Group
-from companion.mechanism.targets import (
+from companion.mechanism.selection import (
     CIVIL_WORDS,
     TOXIC_WORDS,
     edited,
@@ -145,7 +146,7 @@ def test_controls_are_held_against_trials_that_exist(every):
 
 
 def test_what_is_published_is_a_row_of_the_table(every):
-    rows = papers.rows(setting="gpt2-medium")
+    rows = published_values.rows(setting="gpt2-medium")
     for t in filter(lambda t: t.published, every):
         intervention, source = t.published
         here = rows[(rows.intervention == intervention) & (rows.source == source)]

@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from companion import paths
-from companion.book import papers, runs
+from companion.book import published_values, runs
 
 # By the first pattern that a result's name has: a share of its interval's half width; a relative floor.
 TOLERANCES = Path(__file__).with_name("tolerances.tsv")
@@ -52,7 +52,7 @@ def load_baseline(profile: str) -> dict[str, dict[str, Any]]:
 
 def compare(results: dict[str, Any]) -> tuple[list[Row], list[str]]:
     """Return a row per result, and the names in the baseline that the run's chapters did not give."""
-    baseline, published = load_baseline(results["profile"]), papers.beside()
+    baseline, published = load_baseline(results["profile"]), published_values.beside()
     rows = []
     for name, result in results["results"].items():
         entry = baseline.get(name, {})

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import pandas as pd
 from pandas.io.formats.style import Styler
 
-from companion.book import papers
+from companion.book import published_values
 from companion.book.censor import censored
 from companion.mechanism.exam import Outcome
 from companion.mechanism.trials import Trial
@@ -52,7 +52,8 @@ def published(intervention: str, source: str, setting: str = "gpt2-medium") -> s
     ValueError
         If the table has no such row, or several.
     """
-    rows = papers.rows(intervention=intervention, source=source, setting=setting).set_index("metric").value
+    rows = published_values.rows(intervention=intervention, source=source, setting=setting)
+    rows = rows.set_index("metric").value
     if not rows.index.is_unique or "toxicity" not in rows:
         raise ValueError(f"'{intervention}' of {source} is not one row of published.csv")
     return f"{rows['toxicity']:.3f} / {rows['perplexity']:.2f} / {rows['f1']:.3f}"

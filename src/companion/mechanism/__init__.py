@@ -9,7 +9,7 @@ module             chapter  step
 ``dpo``            3        direct preference optimisation on the pairs (Lee, 4.2)
 ``exam``           3 to 8   toxicity, perplexity and F1 of a model under an intervention
 ``interventions``  4, 5, 8  ablate, patch, rescale, subtract, edit (Yang, 4 and 6)
-``targets``        4, 5, 8  the neurons, directions and values that they act on
+``selection``      4, 5, 8  the neurons, directions and values that they act on
 ``trials``         4, 5, 8  the published interventions, and their controls, by name
 ``neurons``        6        groups of neurons, and how far each projects on the toxic direction (Yang, 5)
 ``accounting``     6, 7     gross, net and shares, with intervals and nulls (Yang, 5)

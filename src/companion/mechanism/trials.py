@@ -29,8 +29,7 @@ from companion.mechanism.interventions import (
     applied,
 )
 from companion.mechanism.neurons import cosines
-from companion.mechanism.study import Study
-from companion.mechanism.targets import (
+from companion.mechanism.selection import (
     Neurons,
     directions,
     edited,
@@ -39,6 +38,7 @@ from companion.mechanism.targets import (
     patch_sets,
     top,
 )
+from companion.mechanism.study import Study
 from companion.metrics import perplexity
 
 SIZES = (7, 36, 100, 200, 1000, 2000)  # numbers of toxic value vectors in the two papers
