@@ -21,7 +21,6 @@ by 100 MB from run to run.
 from __future__ import annotations
 
 import gc
-import json
 import os
 import statistics
 import subprocess
@@ -34,6 +33,7 @@ from typing import Annotated
 
 import torch
 import typer
+from report import show
 from transformer_lens import TransformerBridge
 
 from companion import profiles
@@ -353,10 +353,7 @@ def main(
         "measures": {name: {"value": value, "target": target} for name, (value, target) in measures.items()}
     }
     result = about | {"decomposing": alone, "beside_two_passes": beside, "memory": memory, "sweep": swept}
-    text = json.dumps(result, indent=1)
-    print(text)
-    if out is not None:
-        out.write_text(text + "\n", encoding="utf-8")
+    show(result, out)
 
 
 if __name__ == "__main__":

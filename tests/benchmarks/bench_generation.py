@@ -9,7 +9,6 @@ must be equal up to each row's end. Also timed: scoring 256 continuations with t
 
 from __future__ import annotations
 
-import json
 import statistics
 import sys
 import time
@@ -18,6 +17,7 @@ from typing import Annotated
 
 import torch
 import typer
+from report import show
 
 from companion import profiles, toxicity
 from companion.data import by_profile
@@ -110,10 +110,7 @@ def main(
         "ratio_without": median["ours, without"] / median["Hugging Face"],
         "scoring": {"texts": continuations, "seconds": scoring},
     }
-    text = json.dumps(result, indent=1)
-    print(text)
-    if out is not None:
-        out.write_text(text + "\n", encoding="utf-8")
+    show(result, out)
 
 
 if __name__ == "__main__":

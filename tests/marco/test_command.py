@@ -14,6 +14,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from test_marco import adapters as random_adapters
 from typer.testing import CliRunner
 
 from companion import cli, profiles
@@ -22,7 +23,7 @@ from companion.lm import models
 from companion.marco import command
 from companion.marco.denoisers import adapters
 from companion.marco.denoisers.protocol import ANTI_EXPERT, BASE, EXPERT, ROLES
-from companion.marco.experts import adapter_training, contrast_training, loading
+from companion.marco.experts import contrast_training, loading
 from companion.marco.rewriting import masking, settings
 from companion.marco.rewriting.masking import Masking
 from companion.marco.rewriting.rewriter import Rewriter
@@ -34,16 +35,7 @@ CHOSEN = {"threshold": 0.03, "alpha_expert": 3.0, "alpha_anti": 1.5, "temperatur
 @pytest.fixture
 def tiny_experts(tiny_llama, tmp_path):
     """A tiny model with three adapters of random weights, which are also saved in a folder."""
-    denoiser = adapter_training.attach(
-        dataclasses.replace(tiny_llama, model=copy.deepcopy(tiny_llama.model)),
-        adapter_training.AdapterConfig(rank=2, alpha=2),
-    )
-    for role in (EXPERT, ANTI_EXPERT):
-        denoiser.model.add_adapter(role, denoiser.model.peft_config[BASE])
-    generator = torch.Generator().manual_seed(5)
-    for name, parameter in denoiser.model.named_parameters():
-        if "lora_" in name:
-            parameter.data = 0.2 * torch.randn(parameter.shape, generator=generator)
+    denoiser = random_adapters(tiny_llama, seed=5, scale=0.2)
     adapters.save(denoiser, tmp_path / "adapters")
     return denoiser
 

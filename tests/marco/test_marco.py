@@ -43,16 +43,16 @@ TEXTS = [
 ]
 
 
-def adapters(lm) -> PrefixDenoiser:
+def adapters(lm, seed: int = 3, scale: float = 0.3) -> PrefixDenoiser:
     """Three adapters with random weights on a copy of a tiny model."""
     lm = dataclasses.replace(lm, model=copy.deepcopy(lm.model))
     denoiser = adapter_training.attach(lm, adapter_training.AdapterConfig(rank=2, alpha=2))
     for name in (EXPERT, ANTI_EXPERT):
         denoiser.model.add_adapter(name, denoiser.model.peft_config[BASE])
-    generator = torch.Generator().manual_seed(3)
+    generator = torch.Generator().manual_seed(seed)
     for name, parameter in denoiser.model.named_parameters():
         if "lora_" in name:
-            parameter.data = 0.3 * torch.randn(parameter.shape, generator=generator)
+            parameter.data = scale * torch.randn(parameter.shape, generator=generator)
     denoiser.model.eval()
     return denoiser
 
