@@ -104,9 +104,9 @@ def artifact(kind: str, inputs: dict, build: Callable[[Path], None]) -> Path:
     Examples
     --------
     >>> def build(folder):
-    ...     (folder / "squares.json").write_text(json.dumps([n**2 for n in range(3)]))
+    ...     (folder / "squares.json").write_text(json.dumps([n**2 for n in range(3)]), encoding="utf-8")
     >>> folder = artifact("squares", {"n": 3}, build)  # built now, found the next time
-    >>> json.loads((folder / "squares.json").read_text())
+    >>> json.loads((folder / "squares.json").read_text(encoding="utf-8"))
     [0, 1, 4]
     """
     inputs = {**inputs, "code": code_of(build.__module__), "torch": torch.__version__.split("+")[0]}
