@@ -1,10 +1,9 @@
 """Scores of every word: packed tries against one word of one sentence at a time, same model and precision.
 
 Run with ``python tests/benchmarks/bench_masking.py [--sentences 200] [--alone 10]``; the slow way is timed
-on the
-first ``--alone`` sentences. The divergence is the published score; the log odds with every third content word
-blanked at once are the score of the shipped settings. Adapters have random weights: the time does not depend
-on them.
+on the first ``--alone`` sentences. The divergence is the published score; the log odds with every third
+content word blanked at once are the score of the shipped settings. Adapters have random weights: the time
+does not depend on them.
 """
 
 from __future__ import annotations
