@@ -45,23 +45,25 @@ def _file() -> dict:
 
 
 @cache
-def _by_text() -> dict[str, Word]:
-    """Each word by its lower-case text; the first class that has it."""
-    found: dict[str, Word] = {}
+def _classes() -> dict[str, frozenset[str]]:
+    """The classes of each word by its lower-case text: *Muslim* is an adjective and a noun."""
+    found: dict[str, frozenset[str]] = {}
     for word in words():
-        found.setdefault(word.text.lower(), word)
+        found[word.text.lower()] = found.get(word.text.lower(), frozenset()) | {word.form}
     return found
 
 
 @cache
 def _pattern() -> re.Pattern[str]:
-    longest_first = sorted(_by_text(), key=len, reverse=True)
-    return re.compile(rf"(?<![\w'])(?:{'|'.join(map(re.escape, longest_first))})(?!\w)", re.IGNORECASE)
+    """A word for a group, with the article before it if there is one."""
+    longest_first = sorted(_classes(), key=len, reverse=True)
+    names = "|".join(map(re.escape, longest_first))
+    return re.compile(rf"(?<![\w'])(an? )?({names})(?!\w)", re.IGNORECASE)
 
 
 def named_in(text: str) -> list[str]:
     """The words for groups in a text, in lower case, in order."""
-    return [found.group().lower() for found in _pattern().finditer(text)]
+    return [found[2].lower() for found in _pattern().finditer(text)]
 
 
 def drawn(form: str, generator: random.Random) -> str:
@@ -71,36 +73,40 @@ def drawn(form: str, generator: random.Random) -> str:
 
 
 @cache
-def _by_kind(form: str) -> dict[str, list[str]]:
+def _by_kind(form: str, classes: frozenset[str] | None = None) -> dict[str, list[str]]:
+    """Words of a class by kind of group; with ``classes`` only those that belong to just these."""
     kinds: dict[str, list[str]] = {}
     for word in words():
-        if word.form == form:
+        if word.form == form and classes in (None, _classes()[word.text.lower()]):
             kinds.setdefault(word.kind, []).append(word.text)
     return kinds
 
 
 def exchanged(text: str, generator: random.Random, *, ambiguous: bool) -> str | None:
-    """The text with each group's name exchanged for another of its class; None if that changes nothing.
+    """The text with each group's name exchanged for another of its classes; None if that changes nothing.
 
-    A word that occurs twice is exchanged for the same one. ``ambiguous`` says whether words that often mean
-    something else (*old*, *black*, *straight*) are exchanged, too.
+    A word that occurs twice is exchanged for the same one, and the article before it is mended. ``ambiguous``
+    says whether words that often mean something else (*old*, *black*, *straight*) are exchanged, too.
     """
-    drawn_for: dict[Word, str] = {}
+    drawn_for: dict[str, str] = {}
 
     def other(found: re.Match) -> str:
-        word = _by_text()[found.group().lower()]
-        if not ambiguous and found.group().lower() in _file()["ambiguous"]:
+        article, word = found[1] or "", found[2]
+        if not ambiguous and word.lower() in _file()["ambiguous"]:
             return found.group()
-        new = drawn_for.setdefault(word, drawn(word.form, generator))
-        return new.lower() if found.group().islower() else new
+        classes = _classes()[word.lower()]
+        kinds = _by_kind(min(classes), classes)
+        new = generator.choice(kinds[generator.choice(sorted(kinds))])
+        new = drawn_for.setdefault(word.lower(), new)
+        return with_articles(article + (new.lower() if word.islower() else new))
 
-    new = with_articles(_pattern().sub(other, text))
+    new = _pattern().sub(other, text)
     return None if new.lower() == text.lower() else new
 
 
 def neutral(text: str) -> str:
     """The text with each group's name replaced by one word: what reads it cannot know which group it was."""
-    return _pattern().sub("someone", text)
+    return _pattern().sub(lambda found: "a someone" if found[1] else "someone", text)
 
 
 def with_articles(text: str) -> str:
@@ -109,4 +115,8 @@ def with_articles(text: str) -> str:
 
 
 def _vowel(word: str) -> bool:
-    return word[0].lower() in "aeiou" and not re.match(r"euro|ukr|uni|one|use", word, re.IGNORECASE)
+    """Whether a word begins with the sound of a vowel: by its first letter, but for some beginnings."""
+    if re.match(r"hour|honest|honou?r|heir", word, re.IGNORECASE):
+        return True
+    other = r"euro|ukr|uni(?![nm])|one\b|once|use|usual"
+    return word[0].lower() in "aeiou" and not re.match(other, word, re.IGNORECASE)

@@ -1,10 +1,10 @@
 """Train the two fine-tuned scorers; maintainers run it through ``companion make scorer``.
 
-LoRA and a linear head on an encoder whose lower layers stay frozen: their states are computed once. The loss
-is cross-entropy with smoothed labels, and an invariance term: a text and the same text about another group
-must get the same logit (counterfactual logit pairing, Garg et al., 2019), and the exchanged text has the same
-label. A linear model of words is fitted beside it, and both are combined on *dev* rows. Training is resumable
-and depends on nothing but its seed.
+Each reader: LoRA and a linear head on an encoder whose lower layers stay frozen, so their states are computed
+once. The loss is cross-entropy with smoothed labels, and an invariance term: a text and the same text about
+another group must get the same logit (counterfactual logit pairing, Garg et al., 2019), and the exchanged
+text has the same label. A linear model of words is fitted beside them, and all are combined on *dev* rows.
+Training is resumable and depends on nothing but its seed.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.numpy import save_file
 from sklearn.linear_model import LogisticRegression
@@ -28,11 +28,19 @@ from companion.data import public
 from companion.lm import tokens
 from companion.toxicity import own_sentences, training_rows
 from companion.toxicity.encoders import Encoder, States
-from companion.toxicity.fine_tuned import ENCODERS, FineTunedScorer, Head, lexical_features
+from companion.toxicity.fine_tuned import (
+    COMBINATION,
+    READERS,
+    FineTunedScorer,
+    Head,
+    Reader,
+    lexical_features,
+)
 from companion.toxicity.normalise import normalised
 
-SEED, EPOCHS, BATCH, MAX_TOKENS = 0, 3, 32, 96
+SEED, BATCH, MAX_TOKENS = 0, 32, 96
 LEARNING_RATE, HEAD_RATE, WARMUP, WEIGHT_DECAY = 4e-4, 1e-3, 60, 0.01
+RANK, ALPHA, DROPOUT = 16, 32, 0.1  # of LoRA
 SMOOTHING = 0.03  # of labels
 INVARIANCE, PAIRS, WORST = 0.15, 6, 16.0  # its weight, exchanged texts a batch, bound on a squared difference
 EXCHANGED = 0.5  # what the label of an exchanged text counts
@@ -40,41 +48,54 @@ SAVED_EVERY = 100  # steps
 
 
 def train(name: str, folder: Path) -> FineTunedScorer:
-    """Train ``embedded`` or ``second`` and write it to ``folder/name``.
+    """Train ``embedded`` or ``second`` and write it to ``folder/name``; readers that are finished stay.
 
     An interrupted call goes on from the last checkpoint.
     """
     rows = training_rows.table(name, SEED)
-    run = Training(name, rows, store.writable(folder / name))
-    run.finish()
+    for reader, kind in READERS[name].items():
+        train_reader(kind, rows, store.writable(folder / name / reader))
+    readers = {reader: Reader.load(kind, folder / name / reader) for reader, kind in READERS[name].items()}
     words = fitted_words(name, rows)
-    combine = combined(FineTunedScorer(name, run.model.merge_and_unload(), run.head, words))
-    stored = {key: value.numpy() for key, value in run.head.state_dict().items()}
-    stored |= {"words": words, "combine": np.array(combine, np.float32)}
-    save_file(stored, run.folder / "head.safetensors")
-    run.checkpoint.unlink(missing_ok=True)
+    scorer = FineTunedScorer(name, readers, words, np.zeros(len(readers) + 2))
+    save_file({"words": words, "combine": combined(scorer)}, folder / name / COMBINATION)
     return FineTunedScorer.load(name, folder)
 
 
-class Training:
-    """Model, head, optimizer and the frozen layers' states of all rows."""
+def train_reader(kind: type[Encoder], rows: pd.DataFrame, folder: Path) -> None:
+    """Train one encoder with its head, unless the folder already has them."""
+    if (folder / "head.safetensors").is_file():
+        return
+    run = Training(kind, rows, folder)
+    run.finish()
+    settings = run.model.peft_config["default"]
+    settings.base_model_name_or_path = kind.source  # not this machine's path
+    run.model.save_pretrained(str(folder), save_embedding_layers=False)
+    (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty card; ours is written by hand
+    stored = {key: value.numpy() for key, value in run.head.state_dict().items()}
+    with store.replacing(folder / "head.safetensors") as fresh:
+        save_file(stored, fresh)
+    run.checkpoint.unlink(missing_ok=True)
 
-    def __init__(self, name: str, rows: pd.DataFrame, folder: Path) -> None:
+
+class Training:
+    """Model, head, optimizer and the frozen layers' states of all rows; on the CPU."""
+
+    def __init__(self, kind: type[Encoder], rows: pd.DataFrame, folder: Path) -> None:
         torch.manual_seed(SEED)
-        self.rows, self.folder, self.checkpoint = rows, folder, folder / "checkpoint.pt"
-        encoder = self.encoder = ENCODERS[name]()
+        self.rows, self.checkpoint = rows, folder / "checkpoint.pt"
+        encoder = self.encoder = kind().to("cpu")
         self.frozen, self.trained = slice(0, encoder.n_frozen), slice(encoder.n_frozen, None)
         texts = [*rows.text, *rows.exchanged[rows.exchanged != ""]]
-        self.partner = dict(
-            zip(np.flatnonzero(rows.exchanged != "").tolist(), range(len(rows), len(texts)), strict=True)
-        )
-        self.ids = tokens.encode(encoder.tokenizer, texts, MAX_TOKENS)
-        self.states = self._frozen_states(encoder)
-        self.head = self._head(encoder)
+        paired = np.flatnonzero(rows.exchanged != "").tolist()
+        self.partner = dict(zip(paired, range(len(rows), len(texts)), strict=True))
+        self.ids = encoder.encode(texts, MAX_TOKENS)
+        self.states = self._frozen_states()
+        self.head = self._head()
         settings = LoraConfig(
-            r=8 if encoder.n_frozen else 16,
-            lora_alpha=16 if encoder.n_frozen else 32,
-            lora_dropout=0.05,
+            r=RANK,
+            lora_alpha=ALPHA,
+            lora_dropout=DROPOUT,
             target_modules=encoder.adapted,
             layers_to_transform=list(range(len(encoder.layers)))[self.trained],
             layers_pattern="layers",
@@ -88,35 +109,36 @@ class Training:
             ],
             weight_decay=WEIGHT_DECAY,
         )
-        self.plan = [batch for epoch in range(EPOCHS) for batch in self._batches(epoch)]
+        self.plan = [batch for epoch in range(kind.epochs) for batch in self._batches(epoch)]
+        # A function of its own: the state of a bound method would be saved with the schedule's.
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda step: self._rate(step))
 
     @torch.no_grad()
-    def _frozen_states(self, encoder: Encoder) -> list[Tensor]:
+    def _frozen_states(self) -> list[Tensor]:
         """Of each text the states after the frozen layers, in bf16 as training computes anyway."""
         states: list[Tensor] = [torch.empty(0)] * len(self.ids)
         for chosen in tqdm(tokens.by_length(self.ids, 64), desc="frozen layers"):
             batch = tokens.pad([self.ids[i] for i in chosen], "right")
             with torch.autocast("cpu", torch.bfloat16):
-                out = encoder.run(encoder.embed(batch), batch.mask, self.frozen)
+                out = self.encoder.run(self.encoder.embed(batch), batch.mask, self.frozen)
             for i, row in zip(chosen, out, strict=True):
                 states[i] = row[: len(self.ids[i])].bfloat16().clone()
         return states
 
     @torch.no_grad()
-    def _head(self, encoder: Encoder, sampled: int = 1500) -> Head:
+    def _head(self, sampled: int = 1500) -> Head:
         """A head that standardises by the pooled states of some rows before fine-tuning."""
         some = np.random.default_rng(SEED).permutation(len(self.rows))[:sampled]
         pooled = []
         for start in range(0, len(some), 64):
             states, mask = self._padded(some[start : start + 64].tolist())
             with torch.autocast("cpu", torch.bfloat16):
-                states = encoder.run(states, mask, self.trained)
-            pooled.append(encoder.pool(states, mask))
+                states = self.encoder.run(states, mask, self.trained)
+            pooled.append(self.encoder.pool(states, mask))
         features = torch.cat(pooled)
         return Head(features.mean(0).clone(), features.std(0).clamp(min=1e-3).clone())
 
-    def _padded(self, chosen: list[int]) -> tuple[States, Tensor]:
+    def _padded(self, chosen: list[int]) -> tuple[States, Bool[Tensor, "batch pos"]]:
         some = [self.states[i] for i in chosen]
         states = torch.nn.utils.rnn.pad_sequence(some, batch_first=True).float()
         lengths = torch.tensor([len(row) for row in some])
@@ -131,9 +153,9 @@ class Training:
         return [batches[i] for i in generator.permutation(len(batches))]
 
     def _rate(self, step: int) -> float:
-        return min(1.0, (step + 1) / WARMUP) * max(
-            0.02, 0.5 * (1 + math.cos(math.pi * step / len(self.plan)))
-        )
+        """Of the learning rates: warm-up, then cosine decay."""
+        cosine = 0.5 * (1 + math.cos(math.pi * step / len(self.plan)))
+        return min(1.0, (step + 1) / WARMUP) * max(0.02, cosine)
 
     def finish(self) -> None:
         """All steps that are still to be made."""
@@ -147,10 +169,6 @@ class Training:
                 if (step + 1) % SAVED_EVERY == 0 or step + 1 == len(self.plan):
                     self._save(step + 1)
         self.model.eval()
-        settings = self.model.peft_config["default"]
-        settings.base_model_name_or_path = ENCODERS[self.folder.name].source  # not this machine's path
-        self.model.save_pretrained(str(self.folder))
-        (self.folder / "README.md").unlink(missing_ok=True)  # PEFT's empty card; ours is written by hand
 
     def _step(self, step: int) -> float:
         torch.manual_seed(SEED + step)  # dropout, the same after a resumption
@@ -207,14 +225,6 @@ class Training:
         return int(state["step"])
 
 
-def dev_rows() -> pd.DataFrame:
-    """Public and own *dev* rows: text, label, source (own ones with category, frame and group)."""
-    rows = public.labelled().query("split == 'dev'")
-    rows = pd.concat([part.sample(min(len(part), 500), random_state=0) for _, part in rows.groupby("source")])
-    writer = own_sentences.Writer("dev", own_sentences.frames("dev"), SEED)
-    return pd.concat([rows, writer.rows(3).assign(source="own")], ignore_index=True)
-
-
 def fitted_words(name: str, rows: pd.DataFrame) -> Float[np.ndarray, "_features"]:
     """The linear model of words: on all public rows dealt to a scorer, its own sentences and harvested ones.
 
@@ -233,10 +243,18 @@ def fitted_words(name: str, rows: pd.DataFrame) -> Float[np.ndarray, "_features"
     return fit.coef_[0].astype(np.float16)
 
 
-def combined(scorer: FineTunedScorer) -> tuple[float, float, float]:
-    """Weights of both parts and the shift: logistic regression on dev rows, each source and class alike."""
+def dev_rows() -> pd.DataFrame:
+    """Public and own *dev* rows: text, label, source (own ones with category, frame and group)."""
+    rows = public.labelled().query("split == 'dev'")
+    rows = pd.concat([part.sample(min(len(part), 500), random_state=0) for _, part in rows.groupby("source")])
+    writer = own_sentences.Writer("dev", own_sentences.frames("dev"), SEED)
+    return pd.concat([rows, writer.rows(3).assign(source="own")], ignore_index=True)
+
+
+def combined(scorer: FineTunedScorer) -> Float[np.ndarray, "_parts"]:
+    """Weights of all parts and the shift: logistic regression on dev rows, each source and class alike."""
     rows = dev_rows()
     weight = 1 / rows.groupby(["source", "label"]).text.transform("size")
-    parts = np.stack([scorer.semantic(rows.text), scorer.lexical(rows.text)], axis=1)
-    fit = LogisticRegression(C=1e3).fit(parts, rows.label, sample_weight=weight * 1e3)
-    return float(fit.coef_[0, 0]), float(fit.coef_[0, 1]), float(fit.intercept_[0])
+    fit = LogisticRegression(C=1e3, fit_intercept=False)  # the last part is constant
+    fit.fit(scorer.parts(rows.text), rows.label, sample_weight=weight * 1e3)
+    return fit.coef_[0].astype(np.float32)

@@ -18,16 +18,16 @@ from companion.data import public
 from companion.toxicity import groups, own_sentences
 from companion.toxicity.normalise import normalised
 
-# Of three thirds of all rows the first scorer gets two.
-THIRDS = {"embedded": (0, 1), "second": (2,)}
+# Of four quarters of all rows the first scorer gets three.
+QUARTERS = {"embedded": (0, 1, 2), "second": (3,)}
 # At most so many rows of each source; the small and subtle ones are taken whole.
-MOST = {"sbf": 3000, "dynahate": 3000, "jigsaw": 2500, "paradetox": 2500}
-# What a source counts for in the loss, all its rows together.
+MOST = {"sbf": 3000, "dynahate": 3000, "jigsaw": 3000, "paradetox": 3000}
+# What each class of a source counts for in the loss, all its rows together; talk pages as a whole.
 SHARE = {
     **{"sbf": 1.0, "dynahate": 1.0, "jigsaw": 1.0, "paradetox": 0.8},
-    **{"harvest": 0.4, "talk": 0.4, "own": 1.8},
+    **{"harvest": 0.4, "talk": 0.8, "own": 1.8},
 }
-PER_FRAME = {"embedded": 6, "second": 9}
+PER_FRAME = {"embedded": 5, "second": 10}
 LONGEST = 300  # characters of a comment from which a mention is harvested
 
 # Before such a noun a word for a group makes a mention.
@@ -46,7 +46,7 @@ def table(scorer: str, seed: int) -> pd.DataFrame:
         rows.sample(min(len(rows), MOST[source]), random_state=seed)
         for source, rows in train.groupby("source")
     ]
-    frames = [f for f in own_sentences.frames("train") if f.number % 3 in THIRDS[scorer]]
+    frames = [f for f in own_sentences.frames("train") if f.number % 4 in QUARTERS[scorer]]
     own = own_sentences.Writer("train", frames, seed).rows(PER_FRAME[scorer])
     parts = [*some, harvested(train, seed), talk_pages(scorer, seed), own.assign(source="own")]
     rows = pd.concat(parts, ignore_index=True)[["text", "label", "source"]]
@@ -61,13 +61,14 @@ def table(scorer: str, seed: int) -> pd.DataFrame:
         disguised(text, generator) if some and generator.random() < 0.12 else text
         for text, some in zip(rows.text, noisy, strict=True)
     ]
-    rows["text"] = rows.text.map(normalised)
+    # The exchanged text stays without disguise: the pair asks for the same score with and without one.
+    rows["text"], rows["exchanged"] = rows.text.map(normalised), rows.exchanged.map(normalised)
     return rows
 
 
 def dealt(rows: pd.DataFrame, scorer: str) -> pd.DataFrame:
     """The rows that fall to one scorer, by the hash of their text."""
-    return rows[[public.text_hash(text) // 100 % 3 in THIRDS[scorer] for text in rows.text]]
+    return rows[[public.text_hash(text) // 100 % 4 in QUARTERS[scorer] for text in rows.text]]
 
 
 def weights(rows: pd.DataFrame, share: Mapping[str, float]) -> Float[np.ndarray, "rows"]:
