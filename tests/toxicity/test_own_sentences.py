@@ -7,7 +7,7 @@ import re
 import pytest
 
 from companion.book.censor import censored
-from companion.toxicity import groups, training_rows
+from companion.toxicity import groups
 from companion.toxicity.own_sentences import Frame, Writer, frames
 
 CATEGORIES = {
@@ -22,10 +22,6 @@ PROFANITY = re.compile("fuck|shit|ass|damn|bitch|crap|bastard|piss|dick|bollock"
 def sides(some: list[Frame]) -> set[str]:
     """Both sides of frames, whatever their case and end."""
     return {side.lower().rstrip(".!?") for frame in some for side in frame.sides}
-
-
-def of_scorer(name: str) -> list[Frame]:
-    return [f for f in frames("train") if f.number % 3 in training_rows.THIRDS[name]]
 
 
 @pytest.mark.parametrize("part", PARTS)
@@ -88,14 +84,6 @@ def test_parts_share_no_words_but_profanity():
     assert set(dev) == set(train)
     for slot in set(train) - {"sw", "exc"}:
         assert not set(train[slot]) & set(dev[slot]), slot
-
-
-def test_scorers_share_no_frame():
-    first, second = of_scorer("embedded"), of_scorer("second")
-    assert {f.number for f in first} | {f.number for f in second} == {f.number for f in frames("train")}
-    assert not {f.number for f in first} & {f.number for f in second}
-    assert not sides(first) & sides(second)
-    assert {f.category for f in first} == {f.category for f in second} == CATEGORIES
 
 
 @pytest.mark.parametrize("part", PARTS)
