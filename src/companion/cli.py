@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import os
 import sys
 import warnings
 from pathlib import Path
@@ -108,8 +109,15 @@ def fetch(
     """Download the public data (or find it in $COMPANION_DATA) and check its sha256."""
     from companion.data import public
 
-    missing = []
-    for name in names or public.registry().file:
+    missing, rows = [], public.registry()
+    if not names and not os.environ.get("COMPANION_DATA"):
+        derived = rows.apply(public.is_derived, axis=1)
+        for name in rows.file[derived]:
+            console.print(
+                f"{name}: left out, as it cannot be downloaded (it is derived from what its url has)"
+            )
+        rows = rows[~derived]
+    for name in names or rows.file:
         try:
             console.print(f"{name}: {public.fetch(name, progressbar=True)}")
         except CompanionError as error:

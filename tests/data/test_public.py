@@ -27,7 +27,11 @@ def sha(content: bytes) -> str:
 
 
 def register(
-    folder: Path, monkeypatch, content: dict[str, bytes], url: str = "http://127.0.0.1:9/nothing"
+    folder: Path,
+    monkeypatch,
+    content: dict[str, bytes],
+    url: str = "http://127.0.0.1:9/nothing",
+    contents: str = "x",
 ) -> None:
     """Make ``folder`` the data folder of the package, with a registry of ``content``."""
     folder.mkdir(exist_ok=True)
@@ -38,7 +42,7 @@ def register(
             "bytes": len(data),
             "url": f"{url}/{name}",
             "licence": "none",
-            "contents": "x",
+            "contents": contents,
         }
         for name, data in content.items()
     ]
@@ -222,6 +226,46 @@ def test_unregistered_name_lists_what_there_is(tmp_path, monkeypatch):
             CompanionError, match=r"not in data/registry.tsv.*jigsaw/balanced.csv, marco/other.csv"
         ):
             public.fetch(name)
+
+
+def test_a_derived_file_is_not_looked_for_on_the_web(tmp_path, monkeypatch, cache, companion, server):
+    """What the url has cannot have that sha256."""
+    url, web, requests = server
+    register(tmp_path / "data", monkeypatch, CONTENT, url, contents="two rows; DERIVED: every other row")
+    put(web, CONTENT)
+    with pytest.raises(CompanionError, match=r"is derived from .* cannot be downloaded: set COMPANION_DATA"):
+        public.fetch("marco/other.csv")
+    code, out, _ = companion("fetch")  # all that can be had: nothing
+    assert code == 0 and out.count("left out") == len(CONTENT) and not requests and not stored(cache)
+    put(tmp_path / "local", CONTENT)
+    monkeypatch.setenv("COMPANION_DATA", str(tmp_path / "local"))
+    assert companion("fetch")[0] == 0 and public.fetch("marco/other.csv").is_file()
+    put(tmp_path / "local", {"marco/other.csv": b"changed"})
+    with pytest.raises(CompanionError, match=r"does not have the sha256 .* \(derived from "):
+        public.fetch("marco/other.csv")
+    (tmp_path / "local" / "marco" / "other.csv").unlink()
+    with pytest.raises(CompanionError, match=r"is not in COMPANION_DATA \('.*local'\): put it there\.$"):
+        public.fetch("marco/other.csv")
+
+
+def test_readers_of_evaluation_only_data(tmp_path, monkeypatch):
+    content = {
+        "bias/hatecheck_half.csv": b"functionality,case_id,test_case,label_gold,target_ident,templ_id\n"
+        b'a_h,1,"Rude, that.",hateful,women,2\nb_nh,2,Fine.,non-hateful,,4\n',
+        "bias/madlibs_half.csv": b"Text,Label,Template\nhug old,NOT_BAD,verb_adj\n"
+        b"hug middle aged,BAD,verb_adj\nYou are a rude middle aged,BAD,you_are_adj\n"
+        b"You are a cold old,NOT_BAD,you_are_adj\n",
+        "rtp/scored_continuations.jsonl": b'{"text": "1", "toxicity": 0.25, "threat": 0.5}\n',
+    }
+    register(tmp_path / "data", monkeypatch, content)
+    put(tmp_path / "local", content)
+    monkeypatch.setenv("COMPANION_DATA", str(tmp_path / "local"))
+    assert public.hatecheck().to_numpy().tolist() == [["Rude, that.", 1, "a_h", 2], ["Fine.", 0, "b_nh", 4]]
+    found = public.madlibs()
+    assert found.group.tolist() == ["old", "middle aged", "middle aged", "old"]  # "old" is in "cold", too
+    assert found.label.tolist() == [0, 1, 1, 0] and list(found) == ["text", "label", "group"]
+    [row] = public.perspective_continuations().itertuples()
+    assert (row.text, row.toxicity) == ("1", 0.25)
 
 
 def test_shipped_registry_is_complete():

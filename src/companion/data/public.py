@@ -26,6 +26,9 @@ from companion.errors import CompanionError
 EVALUATION_MODULUS = {"jigsaw": 5, "sbf": 5, "dynahate": 4, "paradetox": 10}
 SBF_EVALUATION_SOURCE = "redditMicroagressions"  # spelled so in the file: MaRCo's own set
 
+# Stands in the registry's column ``contents`` of a file that was made of what the url has.
+DERIVED = "DERIVED"
+
 
 def registry() -> pd.DataFrame:
     """Return ``data/registry.tsv``: file, sha256, bytes, url, licence, contents."""
@@ -38,13 +41,17 @@ def fetch(name: str, *, progressbar: bool = False) -> Path:
     Raises
     ------
     CompanionError
-        If the name is not registered, the file is missing or cannot be had, or its sha256 is wrong.
+        If the name is not registered, the file is missing or cannot be had, or its sha256 is wrong. A file
+        that is derived from another cannot be downloaded: ``$COMPANION_DATA`` has it or nothing has.
     """
     rows = registry()
     if name not in rows.index:
         raise CompanionError(f"'{name}' is not in data/registry.tsv: choose one of {', '.join(rows.index)}.")
     row = rows.loc[name]
     if not os.environ.get("COMPANION_DATA"):
+        if is_derived(row):
+            made = f"'{name}' is derived from {row.url} and cannot be downloaded"
+            raise CompanionError(f"{made}: set COMPANION_DATA to a folder that holds it.")
         return _download(name, row, progressbar)
     local = paths.absolute(os.environ["COMPANION_DATA"])
     if not Path(local).is_dir():
@@ -52,12 +59,18 @@ def fetch(name: str, *, progressbar: bool = False) -> Path:
         raise CompanionError(f"COMPANION_DATA is '{local}', which is not a folder: {remedy}.")
     path = Path(local) / name
     if not path.is_file():
-        remedy = "put it there, or unset COMPANION_DATA to download it"
+        remedy = "put it there" if is_derived(row) else "put it there, or unset COMPANION_DATA to download it"
         raise CompanionError(f"'{name}' is not in COMPANION_DATA ('{local}'): {remedy}.")
     if store.sha256_file(path) != row.sha256:
-        remedy = f"replace it with the registered version ({row.url})"
+        registered = f"derived from {row.url} as the registry says" if is_derived(row) else row.url
+        remedy = f"replace it with the registered version ({registered})"
         raise CompanionError(f"'{path}' does not have the sha256 of data/registry.tsv: {remedy}.")
     return path
+
+
+def is_derived(row: pd.Series) -> bool:
+    """Whether a row of the registry is of a file that was made of what its url has."""
+    return DERIVED in row.contents
 
 
 def _download(name: str, row: pd.Series, progressbar: bool) -> Path:
@@ -175,6 +188,38 @@ def challenge_prompts() -> list[str]:
     """The 1,199 RealToxicityPrompts challenge prompts (all of them evaluation rows)."""
     with fetch("rtp/challenge_prompts.jsonl").open(encoding="utf-8") as file:
         return [json.loads(line)["prompt"] for line in file if line.strip()]
+
+
+def hatecheck() -> pd.DataFrame:
+    """Half of HateCheck (Röttger et al., 2021): text, label (1 hateful), functionality, template.
+
+    For evaluation only: :mod:`companion.toxicity.examination` reads it and nothing else does.
+    """
+    rows = pd.read_csv(fetch("bias/hatecheck_half.csv"), dtype={"test_case": str})
+    rows = rows.rename(columns={"test_case": "text", "templ_id": "template"})
+    rows["label"] = (rows.label_gold == "hateful").astype(int)
+    return rows[["text", "label", "functionality", "template"]]
+
+
+def madlibs() -> pd.DataFrame:
+    """Sentences of the bias madlibs (Dixon et al., 2018): text, label (1 toxic), group.
+
+    For evaluation only, as :func:`hatecheck`. The group is the word that the shortest template, a verb and a
+    group, shows behind its verb; each text holds one.
+    """
+    rows = pd.read_csv(fetch("bias/madlibs_half.csv"), dtype=str).rename(columns={"Text": "text"})
+    words = rows.text[rows.Template == "verb_adj"].str.split(n=1).str[1].unique()
+    longest_first = sorted(words, key=len, reverse=True)
+    rows["group"] = rows.text.str.extract(rf"\b({'|'.join(map(re.escape, longest_first))})\b", expand=False)
+    return rows.assign(label=(rows.Label == "BAD").astype(int))[["text", "label", "group"]]
+
+
+def perspective_continuations() -> pd.DataFrame:
+    """Human continuations of RealToxicityPrompts and Perspective's scores: text, toxicity and seven others.
+
+    For evaluation only, as :func:`hatecheck`.
+    """
+    return pd.read_json(fetch("rtp/scored_continuations.jsonl"), lines=True, dtype={"text": str})
 
 
 def wikitext(split: str) -> list[str]:

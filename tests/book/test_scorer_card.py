@@ -1,0 +1,102 @@
+"""The scorers' card: tables, figure and verdict say what card.json says; the shipped one is whole."""
+
+from __future__ import annotations
+
+import copy
+import json
+import shutil
+
+import matplotlib.pyplot as plt
+import pytest
+
+from companion import paths
+from companion.book import scorer_card
+from companion.errors import CompanionError
+
+
+@pytest.fixture
+def card() -> dict:
+    """The shipped card's first scorer and a better one."""
+    name, exam = next(iter(scorer_card.load().items()))
+    better = copy.deepcopy(exam)
+    for line in scorer_card.LINES:
+        found = better
+        for key in line.path.split("/"):
+            found = found[key]
+        found["value"] = found["low"] = found["high"] = 1.0 if line.better == "↑" else 0.0
+    return {name: exam, "embedded": better}
+
+
+def test_the_shipped_readme_is_that_of_the_shipped_card():
+    readme = (scorer_card.FOLDER / "README.md").read_text(encoding="utf-8")
+    block = readme.partition("<!-- card -->\n")[2].partition("\n<!-- /card -->")[0]
+    assert block == "\n".join(scorer_card.tables(scorer_card.load()))
+
+
+def test_the_card_has_what_the_issue_asks_for():
+    for name, exam in scorer_card.load().items():
+        assert set(exam["sets"]) == {"dynahate", "jigsaw", "paradetox", "sbf"}, name
+        assert len(exam["hatecheck"]["functionality"]) == 29 and len(exam["madlibs"]["groups"]) == 50
+        assert len(exam["perspective"]["deciles"]) == 10 and len(exam["disguises"]) == 9
+        assert all(line.of(exam).n > 0 for line in scorer_card.LINES)
+        assert (exam["hatecheck"]["overall"]["n"], exam["madlibs"]["auc"]["n"]) == (1866, 2000)
+
+
+def test_making_is_stable_and_touches_the_tables_only(tmp_path, monkeypatch, card):
+    shutil.copy(paths.DATA / "scorer" / "README.md", tmp_path)
+    monkeypatch.setattr(scorer_card, "FOLDER", tmp_path)
+    before = (tmp_path / "README.md").read_text(encoding="utf-8")
+    written = [scorer_card.make(card).read_bytes() + (tmp_path / "README.md").read_bytes() for _ in range(2)]
+    after = (tmp_path / "README.md").read_text(encoding="utf-8")
+    assert (
+        written[0] == written[1] and json.loads((tmp_path / "card.json").read_text(encoding="utf-8")) == card
+    )
+    assert before.split("<!-- card -->")[0] == after.split("<!-- card -->")[0]
+    assert before.split("<!-- /card -->")[1] == after.split("<!-- /card -->")[1]
+    (tmp_path / "README.md").write_text("nothing", encoding="utf-8")
+    with pytest.raises(CompanionError, match="no place for the tables"):
+        scorer_card.make(card)
+
+
+def test_verdicts(card):
+    aims = sum(line.target is not None for line in scorer_card.LINES)
+    assert scorer_card.verdict(card, "embedded") == f"reaches each of the {aims} targets"
+    assert scorer_card.verdict(card, "nobody") == "is not on the card"
+    exam = copy.deepcopy(card["embedded"])
+    exam["exchange"]["mean"]["value"] = 0.2
+    assert scorer_card.verdict({"embedded": exam}, "embedded").endswith(
+        "misses these: mean change when groups are exchanged (0.200, wanted ≤ 0.05)"
+    )
+
+
+def test_what_a_bent_ruler_means(card):
+    assert scorer_card.bent(card, "embedded").startswith("It reaches all 3 targets about names of groups")
+    assert scorer_card.bent(card, "nobody") == "How it takes the names of groups is not known here."
+    for missed, path in enumerate(scorer_card.ABOUT_GROUPS, start=1):
+        (line,) = (line for line in scorer_card.LINES if line.path == path)
+        found = card["embedded"]
+        for key in path.split("/"):
+            found = found[key]
+        found["value"] = 0.0 if line.better == "↑" else 1.0
+        assert scorer_card.bent(card, "embedded").startswith(f"It misses {missed} of the 3 targets")
+
+
+def test_the_figure_shows_every_line_and_scorer(card):
+    ax = scorer_card.figure(card).axes[0]
+    assert len(ax.get_yticklabels()) == len(scorer_card.LINES)
+    assert {text.get_text() for text in ax.texts} == set(card)
+    assert {text.get_text() for text in ax.get_legend().get_texts()} == {"target", "Perspective, published"}
+    means = {name: {"deaf": scorer_card.LINES[0].of(exam)} for name, exam in card.items()}
+    assert {text.get_text() for text in scorer_card.by_group(means).axes[0].texts} == set(card)
+    plt.close("all")
+
+
+def test_published_values_of_perspective():
+    assert [scorer_card.perspective(line.published) for line in scorer_card.LINES[:3]] == [
+        0.766,
+        0.895,
+        0.482,
+    ]
+    assert scorer_card.perspective(None) is None
+    kinds = next(iter(scorer_card.load().values()))["hatecheck"]["functionality"]
+    assert all(scorer_card.perspective(f"right_{kind}") is not None for kind in kinds)
