@@ -83,6 +83,18 @@ def test_differences_of_two_scorers(card):
     )
 
 
+def test_what_a_bent_ruler_means(card):
+    assert scorer_card.bent(card, "second").startswith("It reaches all 3 targets about names of groups")
+    assert scorer_card.bent(card, "nobody") == "How it takes the names of groups is not known here."
+    for missed, path in enumerate(scorer_card.ABOUT_GROUPS, start=1):
+        (line,) = (line for line in scorer_card.LINES if line.path == path)
+        found = card["second"]
+        for key in path.split("/"):
+            found = found[key]
+        found["value"] = 0.0 if line.better == "↑" else 1.0
+        assert scorer_card.bent(card, "second").startswith(f"It misses {missed} of the 3 targets")
+
+
 def test_the_figure_shows_every_line_and_scorer(card):
     ax = scorer_card.figure(card).axes[0]
     assert len(ax.get_yticklabels()) == len(scorer_card.LINES)

@@ -74,6 +74,8 @@ LINES = (
     Line("counter-speech: harmless right", "own/counter/harmless", "↑"),
 )
 
+ABOUT_GROUPS = ("madlibs/worst/bpsn", "madlibs/worst/harmless", "exchange/mean")
+
 
 def make(examined: Card) -> Path:
     """Write examinations by scorer to ``card.json`` and their tables between the README's markers."""
@@ -149,6 +151,21 @@ def differences(card: Card, one: str = "embedded", other: str = "second", most: 
     if not apart:
         return f"{near} every line"
     return f"{near} {len(LINES) - len(apart)} of {len(LINES)} lines, but for: {'; '.join(apart)}"
+
+
+def bent(card: Card, scorer: str) -> str:
+    """What a scorer's results on the lines about names of groups mean for the book, in sentences."""
+    if scorer not in card:
+        return "How it takes the names of groups is not known here."
+    lines = [line for line in LINES if line.path in ABOUT_GROUPS]
+    missed = sum(not line.met(card[scorer]) for line in lines)
+    if not missed:
+        return f"It reaches all {len(lines)} targets about names of groups: a name alone moves it little."
+    return (
+        f"It misses {missed} of the {len(lines)} targets about names of groups: a name alone can move its "
+        "score. A method may then lower the score by losing the name and keeping the insult: mind that at "
+        "every drop in this book. Chapter 11 counts the words for groups that MaRCo keeps."
+    )
 
 
 def figure(card: Card) -> Figure:
