@@ -50,21 +50,6 @@ def scorer_card() -> None:
     console.print(f"written to {scorer_card.make(found)}")
 
 
-@app.command(
-    help="Examine every offline scorer; write data/scorer/card.json and the tables of its README "
-    "(some minutes each on 2 cores; resumable)."
-)
-def scorer_card() -> None:
-    from companion.book import scorer_card
-    from companion.toxicity import examination
-
-    found = {}
-    for name in scorer_card.SCORERS:
-        found[name] = examination.examined(name)
-        console.print(f"{name}: examined")
-    console.print(f"written to {scorer_card.make(found)}")
-
-
 @app.command()
 def pairs() -> None:
     """Make the shipped preference pairs by PPLM (about 40 minutes on 2 cores; resumable)."""
