@@ -100,12 +100,14 @@ BUILDERS = {
     "toxicity.examination": (
         [
             "toxicity.groups",
+            "toxicity.disguises",
+            "toxicity.exam_texts",
             "toxicity.own_sentences",
             "toxicity.embedded",
             "metrics.estimates",
             "data.public",
         ],
-        ["mechanism.exam", "book.scorer_card"],
+        ["mechanism.exam", "book.scorer_tables"],
     ),
 }
 

@@ -32,14 +32,14 @@ def scorer() -> None:
     "(some minutes each on 2 cores; resumable)."
 )
 def scorer_card() -> None:
-    from companion.book import scorer_card
+    from companion.book import scorer_card, scorer_tables
     from companion.toxicity import examination
 
     found = {}
     for name in scorer_card.SCORERS:
         found[name] = examination.examined(name)
         console.print(f"{name}: examined")
-    console.print(f"written to {scorer_card.make(found)}")
+    console.print(f"written to {scorer_tables.make(found)}")
 
 
 @app.command()
