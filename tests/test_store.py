@@ -97,6 +97,18 @@ BUILDERS = {
         ["mechanism.exam"],
     ),
     "marco.evaluation.restoration": (["lm.tokens", "lm.generation", "marco.experts.noise"], ["book.plots"]),
+    "toxicity.examination": (
+        [
+            "toxicity.groups",
+            "toxicity.disguises",
+            "toxicity.exam_texts",
+            "toxicity.own_sentences",
+            "toxicity.embedded",
+            "metrics.estimates",
+            "data.public",
+        ],
+        ["mechanism.exam", "book.scorer_tables"],
+    ),
 }
 
 

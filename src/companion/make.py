@@ -35,7 +35,7 @@ def scorer() -> None:
     "(some minutes each on 2 cores; resumable)."
 )
 def scorer_card() -> None:
-    from companion.book import scorer_card
+    from companion.book import scorer_card, scorer_tables
     from companion.errors import CompanionError
     from companion.toxicity import examination
 
@@ -47,7 +47,7 @@ def scorer_card() -> None:
             console.print(f"{name}: left out, {error}")
         else:
             console.print(f"{name}: examined")
-    console.print(f"written to {scorer_card.make(found)}")
+    console.print(f"written to {scorer_tables.make(found)}")
 
 
 @app.command()

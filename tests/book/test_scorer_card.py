@@ -10,7 +10,7 @@ import matplotlib.pyplot as plt
 import pytest
 
 from companion import paths
-from companion.book import scorer_card
+from companion.book import scorer_card, scorer_plots, scorer_tables
 from companion.errors import CompanionError
 
 
@@ -28,9 +28,11 @@ def card() -> dict:
 
 
 def test_the_shipped_readme_is_that_of_the_shipped_card():
-    readme = (scorer_card.FOLDER / "README.md").read_text(encoding="utf-8")
+    readme = (scorer_tables.FOLDER / "README.md").read_text(encoding="utf-8")
     block = readme.partition("<!-- card -->\n")[2].partition("\n<!-- /card -->")[0]
-    assert block == "\n".join(scorer_card.tables(scorer_card.load()))
+    assert block == "\n".join(scorer_tables.tables(scorer_card.load()))
+    front = (paths.project() / "README.md").read_text(encoding="utf-8")
+    assert f"<!-- ruler -->\n{scorer_card.bent(scorer_card.load(), 'embedded')}\n<!-- /ruler -->" in front
 
 
 def test_the_card_has_what_the_issue_asks_for():
@@ -44,9 +46,14 @@ def test_the_card_has_what_the_issue_asks_for():
 
 def test_making_is_stable_and_touches_the_tables_only(tmp_path, monkeypatch, card):
     shutil.copy(paths.DATA / "scorer" / "README.md", tmp_path)
-    monkeypatch.setattr(scorer_card, "FOLDER", tmp_path)
+    monkeypatch.setattr(scorer_tables, "FOLDER", tmp_path)
+    (tmp_path / "project").mkdir()
+    shutil.copy(paths.project() / "README.md", tmp_path / "project")
+    monkeypatch.setattr(paths, "project", lambda: tmp_path / "project")
     before = (tmp_path / "README.md").read_text(encoding="utf-8")
-    written = [scorer_card.make(card).read_bytes() + (tmp_path / "README.md").read_bytes() for _ in range(2)]
+    written = [
+        scorer_tables.make(card).read_bytes() + (tmp_path / "README.md").read_bytes() for _ in range(2)
+    ]
     after = (tmp_path / "README.md").read_text(encoding="utf-8")
     assert (
         written[0] == written[1] and json.loads((tmp_path / "card.json").read_text(encoding="utf-8")) == card
@@ -54,8 +61,8 @@ def test_making_is_stable_and_touches_the_tables_only(tmp_path, monkeypatch, car
     assert before.split("<!-- card -->")[0] == after.split("<!-- card -->")[0]
     assert before.split("<!-- /card -->")[1] == after.split("<!-- /card -->")[1]
     (tmp_path / "README.md").write_text("nothing", encoding="utf-8")
-    with pytest.raises(CompanionError, match="no place for the tables"):
-        scorer_card.make(card)
+    with pytest.raises(CompanionError, match=r"no place for .*<!-- card -->"):
+        scorer_tables.make(card)
 
 
 def test_verdicts(card):
@@ -84,24 +91,33 @@ def test_differences_of_two_scorers(card):
 
 
 def test_what_a_bent_ruler_means(card):
-    assert scorer_card.bent(card, "second").startswith("It reaches all 3 targets about names of groups")
+    exam = card["embedded"]
+    for low, value, high, begins in (
+        (0.06, 0.07, 0.08, "A name alone moves it: "),
+        (0.04, 0.06, 0.08, "Whether a name alone moves it by more than 0.05 cannot be told: "),
+        (0.02, 0.03, 0.04, "A name alone moves it little: "),
+    ):
+        exam["exchange"]["mean"] = {"low": low, "value": value, "high": high, "n": 10}
+        assert scorer_card.bent(card, "embedded").startswith(begins)
     assert scorer_card.bent(card, "nobody") == "How it takes the names of groups is not known here."
-    for missed, path in enumerate(scorer_card.ABOUT_GROUPS, start=1):
-        (line,) = (line for line in scorer_card.LINES if line.path == path)
-        found = card["second"]
-        for key in path.split("/"):
-            found = found[key]
-        found["value"] = 0.0 if line.better == "↑" else 1.0
-        assert scorer_card.bent(card, "second").startswith(f"It misses {missed} of the 3 targets")
+
+
+def test_the_verdict_on_names_fails_on_its_null(card):
+    """A scorer that knows nothing misses the other lines about groups, but no name moves it."""
+    exam = card["embedded"]
+    nothing = {"value": 0.5, "low": 0.5, "high": 0.5, "n": 10}
+    exam["madlibs"]["worst"] = {"bpsn": nothing, "harmless": nothing}
+    exam["exchange"]["mean"] = {"value": 0.0, "low": 0.0, "high": 0.0, "n": 10}
+    assert scorer_card.bent(card, "embedded").startswith("A name alone moves it little")
 
 
 def test_the_figure_shows_every_line_and_scorer(card):
-    ax = scorer_card.figure(card).axes[0]
+    ax = scorer_plots.figure(card).axes[0]
     assert len(ax.get_yticklabels()) == len(scorer_card.LINES)
     assert {text.get_text() for text in ax.texts} == set(card)
     assert {text.get_text() for text in ax.get_legend().get_texts()} == {"target", "Perspective, published"}
     means = {name: {"deaf": scorer_card.LINES[0].of(exam)} for name, exam in card.items()}
-    assert {text.get_text() for text in scorer_card.by_group(means).axes[0].texts} == set(card)
+    assert {text.get_text() for text in scorer_plots.by_group(means).axes[0].texts} == set(card)
     plt.close("all")
 
 

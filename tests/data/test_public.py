@@ -31,7 +31,7 @@ def register(
     monkeypatch,
     content: dict[str, bytes],
     url: str = "http://127.0.0.1:9/nothing",
-    contents: str = "x",
+    derived: str = "no",
 ) -> None:
     """Make ``folder`` the data folder of the package, with a registry of ``content``."""
     folder.mkdir(exist_ok=True)
@@ -42,7 +42,8 @@ def register(
             "bytes": len(data),
             "url": f"{url}/{name}",
             "licence": "none",
-            "contents": contents,
+            "derived": derived,
+            "contents": "x",
         }
         for name, data in content.items()
     ]
@@ -231,7 +232,7 @@ def test_unregistered_name_lists_what_there_is(tmp_path, monkeypatch):
 def test_a_derived_file_is_not_looked_for_on_the_web(tmp_path, monkeypatch, cache, companion, server):
     """What the url has cannot have that sha256."""
     url, web, requests = server
-    register(tmp_path / "data", monkeypatch, CONTENT, url, contents="two rows; DERIVED: every other row")
+    register(tmp_path / "data", monkeypatch, CONTENT, url, derived="yes")
     put(web, CONTENT)
     with pytest.raises(CompanionError, match=r"is derived from .* cannot be downloaded: set COMPANION_DATA"):
         public.fetch("marco/other.csv")
@@ -275,7 +276,7 @@ def test_shipped_registry_is_complete():
     assert rows.url.str.fullmatch(
         r"https://raw\.githubusercontent\.com/[^/]+/[^/]+/[0-9a-f]{40}/\S+"
     ).all()  # pinned to a commit
-    assert (rows.bytes > 0).all()
+    assert (rows.bytes > 0).all() and set(rows.derived) == {"yes", "no"}
 
 
 # --- splits --------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ import pytest
 from companion import paths
 from companion.book import contents
 from companion.metrics import estimates
-from companion.toxicity import examination
+from companion.toxicity import disguises, exam_texts, examination
 
 GROUPS = ("gay", "deaf", "Muslim", "Chinese")
 
@@ -59,7 +59,7 @@ def few_resamples(monkeypatch):
 
 
 @pytest.fixture
-def material() -> examination.Material:
+def material() -> exam_texts.Material:
     """Every text harmless and, with a mark behind it, toxic."""
 
     def both(texts: list[str], **columns: list) -> pd.DataFrame:
@@ -72,14 +72,14 @@ def material() -> examination.Material:
     named = [(f"my {group} friend number {i}", group) for group in GROUPS for i in range(5)]
     cases = both(numbers, template=[i // 3 for i in range(12)])
     scores = np.linspace(0.01, 0.99, 40)
-    return examination.Material(
+    return exam_texts.Material(
         labelled=both(numbers, source=["a", "b"] * 6),
         hatecheck=cases.assign(functionality=cases.label.map({0: "kind_nh", 1: "kind_h"})),
         madlibs=both([text for text, _ in named], group=[group for _, group in named]),
         continuations=pd.DataFrame({"text": [f"score {s}" for s in scores], "toxicity": scores}),
         short=both(numbers, strong=[["number", "rows"]] * 12),
         own=both(numbers, category=["neg", "prof"] * 6, frame=[i // 2 for i in range(12)]),
-        prose=["word"] * max(examination.PRECEDING),
+        prose=["word"] * max(exam_texts.PRECEDING),
     )
 
 
@@ -144,7 +144,7 @@ def test_the_examination_is_deterministic_and_reads_each_text_once(material):
     once = scorer.read
     assert first == examination.examine(Fake(noise), material)
     lists = [material.labelled, material.hatecheck, material.madlibs, material.continuations]
-    assert once < sum(map(len, lists)) + (len(examination.DISGUISES) + 8) * len(material.short)
+    assert once < sum(map(len, lists)) + (len(disguises.DISGUISES) + 8) * len(material.short)
     remembered = examination.remembering(scorer)
     assert (remembered(["a", "b", "a"]) == remembered(["a", "b", "a"])).all() and scorer.read == once + 2
 
@@ -185,18 +185,18 @@ def test_what_is_cut_off_is_told_from_what_is_missed(material):
 BACK: dict[str, Callable[[str], str]] = {
     "leetspeak": lambda word: word.translate(str.maketrans("431057", "aeiost")),
     "spaced letters": lambda word: word.replace(" ", ""),
-    "homoglyphs": lambda word: word.translate({v: k for k, v in examination._HOMOGLYPHS.items()}),
-    "zero-width characters": lambda word: word.replace(examination.ZERO_WIDTH, ""),
+    "homoglyphs": lambda word: word.translate({v: k for k, v in disguises._HOMOGLYPHS.items()}),
+    "zero-width characters": lambda word: word.replace(disguises.ZERO_WIDTH, ""),
     "repeated letters": lambda word: re.sub(r"(.)\1{3}", r"\1", word),
     "upper case": str.lower,
     "HTML entities": html.unescape,
 }
 
 
-@pytest.mark.parametrize("name", examination.DISGUISES)
+@pytest.mark.parametrize("name", disguises.DISGUISES)
 def test_a_disguise_changes_the_word_and_can_be_taken_off(name):
     word = "nasty"
-    worn = examination.DISGUISES[name](word)
+    worn = disguises.DISGUISES[name](word)
     assert worn != word
     if name in BACK:
         assert BACK[name](worn) == word
@@ -204,23 +204,23 @@ def test_a_disguise_changes_the_word_and_can_be_taken_off(name):
         assert worn == "n*st*"
 
 
-@pytest.mark.parametrize("name", examination.DISGUISES)
+@pytest.mark.parametrize("name", disguises.DISGUISES)
 def test_only_whole_words_are_disguised(name):
     text = "A nasty, dynasty of nasty people: 42!"
-    worn = examination.disguised(text, ["nasty"], name)
-    new = examination.DISGUISES[name]("nasty")
+    worn = disguises.disguised(text, ["nasty"], name)
+    new = disguises.DISGUISES[name]("nasty")
     assert worn == f"A {new}, dynasty of {new} people: 42!"
-    assert examination.disguised(text, [], name) == text == examination.disguised(text, ["absent"], name)
+    assert disguises.disguised(text, [], name) == text == disguises.disguised(text, ["absent"], name)
 
 
 def test_strongest_words_are_the_scorers():
     words = Fake(lambda word: {"awful": 0.9, "nasty": 0.8, "day": 0.2}.get(word, 0.0))
-    assert examination._strongest("The nasty day was awful, awful!", words) == ["awful", "nasty"]
-    assert examination._strongest("1 + 2", words) == []
+    assert exam_texts._strongest("The nasty day was awful, awful!", words) == ["awful", "nasty"]
+    assert exam_texts._strongest("1 + 2", words) == []
 
 
 def test_sentences_differ_only_in_the_group():
-    found = examination.alike_but_for_the_group(["gay", "deaf", "old", "Muslim"])
+    found = exam_texts.alike_but_for_the_group(["gay", "deaf", "old", "Muslim"])
     assert len({len(texts) for texts in found.values()}) == 1 and len(found["gay"]) > 20
     for gay, muslim in zip(found["gay"], found["Muslim"], strict=True):
         assert gay.lower() == muslim.lower().replace("muslim", "gay") and "gay" not in muslim.lower()
@@ -259,12 +259,19 @@ def code() -> dict[str, str]:
 
 def test_evaluation_only_data_is_read_by_the_examination_alone():
     readers = {name for name, source in code().items() if READERS.search(source)}
-    assert readers == {"data/public.py", "toxicity/examination.py"}
+    assert readers == {"data/public.py", "toxicity/exam_texts.py", "toxicity/examination.py"}
 
 
 def test_the_examination_decides_nothing():
-    """The card's maker and the card read it; chapters take from it own sentences only."""
-    users = {name for name, source in code().items() if re.search(r"import .*\bexamination\b", source)}
-    assert users - {"toxicity/examination.py"} == {"make.py", "book/scorer_card.py", "setting"}
-    taken = set(re.findall(r"\bexamination\.(\w+)", code()["setting"]))
-    assert taken == {"alike_but_for_the_group"}
+    """The card's maker runs it; its texts lend chapter 1 own sentences, the tables a constant."""
+    users = {
+        name: set(re.findall(r"(?:import|from) .*\b(exam_texts|examination)\b", source))
+        for name, source in code().items()
+    }
+    assert {name for name, used in users.items() if "examination" in used} == {
+        *("make.py", "toxicity/examination.py")  # itself in a fresh process
+    }
+    assert {name for name, used in users.items() if "exam_texts" in used} == {
+        *("toxicity/examination.py", "book/scorer_tables.py", "setting")
+    }
+    assert set(re.findall(r"\bexam_texts\.(\w+)", code()["setting"])) == {"alike_but_for_the_group"}

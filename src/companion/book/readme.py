@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -97,7 +98,7 @@ def update_readme(embedded: Path, public: Path) -> None:
     )
     table = [HEAD, "|---|---|---|---|", *rows, source]
     for path in (paths.project() / "README.md", page):
-        _replace(path, "results", table)
+        write_block(path, "results", table)
     interventions = []
     for name in results[0]:
         chapter, _, what = name.partition("_drop_")
@@ -106,9 +107,9 @@ def update_readme(embedded: Path, public: Path) -> None:
             price = cells(perplexity, ",.1f", row, 2) if perplexity in results[0] else " | "
             other = cells(f"{chapter}_drop_second_{what}", ".0%", row, 4).split(" | ")[0]
             interventions.append(f"| {row} | {cells(name, '.0%', row, 0)} | {price} | {other} |")
-    _replace(page, "interventions", [EVERY, "|---|---|---|---|---|---|", *interventions])
+    write_block(page, "interventions", [EVERY, "|---|---|---|---|---|---|", *interventions])
     for path in (paths.project() / "README.md", page):
-        _replace(path, "rulers", [RULERS_HEAD, "|---|---|---|---|", *_rulers(results[0])])
+        write_block(path, "rulers", [RULERS_HEAD, "|---|---|---|---|", *_rulers(results[0])])
 
 
 def _rulers(results: dict[str, dict[str, Any]]) -> list[str]:
@@ -132,11 +133,21 @@ def _cells(page: Path) -> dict[tuple[str, int], str]:
     return {(name.strip(), i): cell.strip() for name, *cells in rows for i, cell in enumerate(cells)}
 
 
-def _replace(path: Path, name: str, lines: list[str]) -> None:
-    """Put lines between a page's markers of that name."""
+def write_block(path: Path, name: str, lines: Iterable[str]) -> None:
+    """Put lines between a page's markers of that name.
+
+    Raises
+    ------
+    CompanionError
+        If the page has no such markers.
+    """
     markers, block = rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", "\n".join(lines)
     text = path.read_text(encoding="utf-8")
-    path.write_text(re.sub(markers, lambda m: f"{m[1]}{block}\n{m[2]}", text, flags=re.S), encoding="utf-8")
+    new, found = re.subn(markers, lambda m: f"{m[1]}{block}\n{m[2]}", text, flags=re.S)
+    if not found:
+        place = f"put <!-- {name} --> and <!-- /{name} --> in"
+        raise CompanionError(f"'{path}' has no place for what is to be written there: {place}.")
+    path.write_text(new, encoding="utf-8", newline="\n")
 
 
 def _estimate(result: dict[str, Any]) -> Estimate:

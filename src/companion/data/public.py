@@ -26,12 +26,12 @@ from companion.errors import CompanionError
 EVALUATION_MODULUS = {"jigsaw": 5, "sbf": 5, "dynahate": 4, "paradetox": 10}
 SBF_EVALUATION_SOURCE = "redditMicroagressions"  # spelled so in the file: MaRCo's own set
 
-# Stands in the registry's column ``contents`` of a file that was made of what the url has.
-DERIVED = "DERIVED"
-
 
 def registry() -> pd.DataFrame:
-    """Return ``data/registry.tsv``: file, sha256, bytes, url, licence, contents."""
+    """Return ``data/registry.tsv``: file, sha256, bytes, url, licence, derived, contents.
+
+    ``derived`` says whether a file was made of what the url has (*yes*) or is that (*no*).
+    """
     return pd.read_csv(paths.DATA / "registry.tsv", sep="\t").set_index("file", drop=False)
 
 
@@ -70,7 +70,7 @@ def fetch(name: str, *, progressbar: bool = False) -> Path:
 
 def is_derived(row: pd.Series) -> bool:
     """Whether a row of the registry is of a file that was made of what its url has."""
-    return DERIVED in row.contents
+    return bool(row.derived == "yes")
 
 
 def _download(name: str, row: pd.Series, progressbar: bool) -> Path:

@@ -21,15 +21,12 @@ with n; intervals are 95 % bootstrap intervals, over templates where rows share 
 from __future__ import annotations
 
 import dataclasses
-import html
 import json
 import random
-import re
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from functools import cache
 from typing import Any
 
 import numpy as np
@@ -38,57 +35,20 @@ import psutil
 from jaxtyping import Bool, Float, Int
 from tqdm.auto import tqdm
 
-from companion import profiles, store, toxicity
-from companion.data import by_profile, public
+from companion import store, toxicity
+from companion.data import public
 from companion.metrics import estimates
 from companion.metrics.estimates import TOXIC, Estimate
-from companion.toxicity import groups, own_sentences
+from companion.toxicity import groups
+from companion.toxicity.disguises import DISGUISES, disguised
+from companion.toxicity.exam_texts import EVALUATION_ONLY, PRECEDING, Material, material
 
 Score = Callable[[Sequence[str]], Float[np.ndarray, "texts"]]
 
-EVALUATION_ONLY = ("bias/hatecheck_half.csv", "bias/madlibs_half.csv", "rtp/scored_continuations.jsonl")
 EXCHANGED = {"madlibs": 700, "hatecheck": 500}  # rows in which groups are exchanged
-DISGUISED = 150  # rows of each label that are disguised
-SHORT = (4, 20)  # their words, from and to
-PRECEDING = (0, 32, 96, 200)  # harmless words before a toxic sentence
 DECILES = 10
-SHOWN = ("gay", "transgender", "Muslim", "Jewish", "Chinese", "deaf", "Christian", "straight")
 TIMED = 256  # continuations whose scoring is timed
 DIGITS = 4
-
-
-@dataclasses.dataclass(frozen=True)
-class Material:
-    """What scorers are examined on, as tables with the columns ``text`` and ``label`` (1 toxic) and others.
-
-    ``labelled`` has ``source``; ``hatecheck`` has ``functionality`` and ``template``; ``madlibs`` has
-    ``group``; ``continuations`` has ``toxicity`` (Perspective's) and no label; ``short`` has ``strong``, the
-    words of a text to be disguised; ``own`` has ``category`` and ``frame``. ``prose`` is harmless words.
-    """
-
-    labelled: pd.DataFrame
-    hatecheck: pd.DataFrame
-    madlibs: pd.DataFrame
-    continuations: pd.DataFrame
-    short: pd.DataFrame
-    own: pd.DataFrame
-    prose: list[str]
-
-
-@cache
-def material() -> Material:
-    """The public and own texts of the examination; always the same rows."""
-    labelled = public.labelled().query("split == 'eval'")
-    prose = by_profile.prose(profiles.load("embedded"), "eval")
-    return Material(
-        labelled,
-        public.hatecheck(),
-        public.madlibs(),
-        public.perspective_continuations(),
-        _short(labelled, toxicity.load("lexical")),
-        own_sentences.Writer("dev", own_sentences.frames("dev"), 0).rows(3),
-        " ".join(prose).split()[: max(PRECEDING)],
-    )
 
 
 def examine(scorer: toxicity.Scorer, given: Material | None = None) -> dict[str, Any]:
@@ -315,63 +275,6 @@ def cost_in_a_fresh_process(name: str, texts: list[str]) -> dict[str, float | in
     call = [sys.executable, "-c", program, name]
     done = subprocess.run(call, input=json.dumps(texts), stdout=subprocess.PIPE, encoding="utf-8", check=True)
     return json.loads(done.stdout.splitlines()[-1])
-
-
-def alike_but_for_the_group(names: Sequence[str] = SHOWN, per_frame: int = 2) -> dict[str, list[str]]:
-    """The same harmless sentences from our own *dev* frames about each of some groups, by its adjective."""
-    frames = [f for f in own_sentences.frames("dev") if f.category in ("identity", "life", "trait")]
-    rows = own_sentences.Writer("dev", frames, 0).rows(per_frame, ["gay"])
-    harmless = rows.text[(rows.label == 0) & rows.text.str.contains(r"\bgay\b", case=False)]
-
-    def about(name: str, text: str) -> str:
-        written = re.sub(r"\bGay\b", name[0].upper() + name[1:], text)
-        written = re.sub(r"\bgay\b", name.lower() if text.islower() else name, written)
-        return groups.with_articles(written)
-
-    return {name: [about(name, text) for text in dict.fromkeys(harmless)] for name in names}
-
-
-# --- disguises -----------------------------------------------------------------------------------
-
-_LEET = str.maketrans("aeiostAEIOST", "431057431057")
-_HOMOGLYPHS = str.maketrans("aceiopsxyACEOPX", "асеіорѕхуАСЕОРХ")  # the second row is Cyrillic
-ZERO_WIDTH = "\u200b"
-
-DISGUISES: dict[str, Callable[[str], str]] = {
-    "leetspeak": lambda word: word.translate(_LEET),
-    "spaced letters": " ".join,
-    "homoglyphs": lambda word: word.translate(_HOMOGLYPHS),
-    "zero-width characters": ZERO_WIDTH.join,
-    "repeated letters": lambda word: re.sub(r"[aeiouy]", r"\g<0>" * 4, word, count=1, flags=re.IGNORECASE),
-    "upper case": str.upper,
-    "censored letters": lambda word: word[0] + re.sub(r"[aeiouy]", "*", word[1:], flags=re.IGNORECASE),
-    "HTML entities": lambda word: "".join(f"&#{ord(c)};" for c in word),
-}
-
-
-def disguised(text: str, words: Sequence[str], name: str) -> str:
-    """The text with each of some words in a disguise wherever it stands."""
-    for word in words:
-        text = re.sub(rf"\b{re.escape(word)}\b", lambda found: DISGUISES[name](found.group()), text)
-    return text
-
-
-def _short(labelled: pd.DataFrame, lexical: toxicity.Scorer) -> pd.DataFrame:
-    """Short rows, as many of each label and source, and the two words that the lexical scorer finds worst."""
-    words = labelled.text.str.split().str.len()
-    usable = labelled[words.between(*SHORT) & (labelled.text == labelled.text.map(html.unescape))]
-    n_sources = labelled.source.nunique()
-    some = [
-        part.sample(min(len(part), -(-DISGUISED // n_sources)), random_state=0)
-        for _, part in usable.groupby(["label", "source"])
-    ]
-    rows = pd.concat(some).groupby("label").head(DISGUISED)
-    return rows.assign(strong=[_strongest(text, lexical) for text in rows.text])
-
-
-def _strongest(text: str, lexical: toxicity.Scorer) -> list[str]:
-    words = list(dict.fromkeys(re.findall(r"\b[A-Za-z]{3,}\b", text)))
-    return [words[i] for i in np.argsort(-lexical(words), kind="stable")[:2]]
 
 
 # --- numbers -------------------------------------------------------------------------------------
