@@ -21,7 +21,7 @@ def _make() -> None:
 
 @app.command()
 def scorer() -> None:
-    """Train both scorers on public and own sentences (about an hour on two cores; resumable)."""
+    """Train both scorers on public and own sentences (some two hours on two cores; resumable)."""
     from companion.toxicity import training
     from companion.toxicity.fine_tuned import READERS
 

@@ -91,24 +91,24 @@ def test_differences_of_two_scorers(card):
 
 
 def test_what_a_bent_ruler_means(card):
-    exam = card["embedded"]
+    exam = card["second"]
     for low, value, high, begins in (
         (0.06, 0.07, 0.08, "A name alone moves it: "),
         (0.04, 0.06, 0.08, "Whether a name alone moves it by more than 0.05 cannot be told: "),
         (0.02, 0.03, 0.04, "A name alone moves it little: "),
     ):
         exam["exchange"]["mean"] = {"low": low, "value": value, "high": high, "n": 10}
-        assert scorer_card.bent(card, "embedded").startswith(begins)
+        assert scorer_card.bent(card, "second").startswith(begins)
     assert scorer_card.bent(card, "nobody") == "How it takes the names of groups is not known here."
 
 
 def test_the_verdict_on_names_fails_on_its_null(card):
     """A scorer that knows nothing misses the other lines about groups, but no name moves it."""
-    exam = card["embedded"]
+    exam = card["second"]
     nothing = {"value": 0.5, "low": 0.5, "high": 0.5, "n": 10}
     exam["madlibs"]["worst"] = {"bpsn": nothing, "harmless": nothing}
     exam["exchange"]["mean"] = {"value": 0.0, "low": 0.0, "high": 0.0, "n": 10}
-    assert scorer_card.bent(card, "embedded").startswith("A name alone moves it little")
+    assert scorer_card.bent(card, "second").startswith("A name alone moves it little")
 
 
 def test_the_figure_shows_every_line_and_scorer(card):

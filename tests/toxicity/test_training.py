@@ -137,7 +137,7 @@ def test_frozen_states_and_trained_layers_are_the_full_pass(encoder_of, name):
         batch = tokens.pad([run.ids[i] for i in order], "right")
         halves = encoder.run(states(encoder, batch, run.frozen), batch.mask, run.trained)
     assert apart(halves[batch.mask], states(encoder, batch)[batch.mask]) < 1e-6  # in fp32 the same
-    assert apart(found, pooled(encoder, [TEXTS[i] for i in order])) < 0.01
+    assert apart(found, pooled(encoder, [TEXTS[i] for i in order])) < 0.03
 
 
 # --- training ------------------------------------------------------------------------------------
@@ -280,13 +280,13 @@ def test_a_trained_scorer_is_loaded_as_it_was(small, tmp_path, monkeypatch):
 
 def test_rows_are_dealt_to_one_scorer_each():
     rows = pd.DataFrame({"text": [f"text number {i}" for i in range(3000)]})
-    dealt = {name: training_rows.dealt(rows, name) for name in training_rows.THIRDS}
+    dealt = {name: training_rows.dealt(rows, name) for name in training_rows.QUARTERS}
     first, second = (set(dealt[name].index) for name in fine_tuned.READERS)
     assert set(dealt) == set(ENCODERS) and not first & second and first | second == set(rows.index)
-    assert 0.63 < len(first) / len(rows) < 0.70
-    # the split into parts has the same hash: the thirds must not follow it
+    assert 0.72 < len(first) / len(rows) < 0.78
+    # the split into parts has the same hash: the quarters must not follow it
     train = rows[[public.dev_or_train(text) == "train" for text in rows.text]]
-    assert 0.62 < len(training_rows.dealt(train, "embedded")) / len(train) < 0.71
+    assert 0.71 < len(training_rows.dealt(train, "embedded")) / len(train) < 0.79
     spaced = rows.assign(text=" " + rows.text + "\n")
     assert set(training_rows.dealt(spaced, "second").index) == second  # by what is written
 
