@@ -282,7 +282,7 @@ def test_rows_are_dealt_to_one_scorer_each():
     rows = pd.DataFrame({"text": [f"text number {i}" for i in range(3000)]})
     dealt = {name: training_rows.dealt(rows, name) for name in training_rows.QUARTERS}
     first, second = (set(dealt[name].index) for name in fine_tuned.READERS)
-    assert set(dealt) == set(ENCODERS) and not first & second and first | second == set(rows.index)
+    assert set(dealt) == set(fine_tuned.READERS) and not first & second and first | second == set(rows.index)
     assert 0.72 < len(first) / len(rows) < 0.78
     # the split into parts has the same hash: the quarters must not follow it
     train = rows[[public.dev_or_train(text) == "train" for text in rows.text]]

@@ -40,7 +40,7 @@ READERS: dict[str, dict[str, type[Encoder]]] = {
 }
 READER_FILES = ("head.safetensors", "adapter_model.safetensors", "adapter_config.json")
 COMBINATION = "combination.safetensors"
-BATCH, MAX_TOKENS = 64, 128
+BATCH, MAX_TOKENS = 32, 128
 WORDS = HashingVectorizer(n_features=2**17, ngram_range=(1, 2), alternate_sign=False)
 CHARACTERS = HashingVectorizer(n_features=2**18, analyzer="char_wb", ngram_range=(2, 5), alternate_sign=False)
 
