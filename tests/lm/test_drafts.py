@@ -1,0 +1,85 @@
+"""Drafts change no token: what a variant writes equals ordinary decoding under the same hooks."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import dataclasses
+
+import pytest
+import torch
+
+from companion.lm import drafts as module
+from companion.lm.anatomy import bridge, neuron_sites
+from companion.lm.drafts import Drafts
+from companion.lm.generation import generate
+from companion.mechanism.interventions import AblateValues, Patch, Positions, applied
+
+NEW = 13
+
+
+def changed(view, share: float):
+    """Interventions on a share of all neurons: one that ablates them and one that sets them to a value."""
+    shape = (view.cfg.n_layers, view.cfg.d_mlp)
+    generator = torch.Generator().manual_seed(0)
+    chosen = torch.rand(shape, generator=generator) < share
+    return AblateValues(chosen), Patch(chosen, torch.randn(shape, generator=generator))
+
+
+def with_early_ends(lm, prompts, monkeypatch) -> None:
+    """Let tokens of the middle of two drafts end a text."""
+    plain = generate(lm, prompts, new_tokens=NEW)
+    monkeypatch.setattr(
+        lm.model.generation_config, "eos_token_id", [0, int(plain.ids[0, 4]), int(plain.ids[2, 6])]
+    )
+
+
+@pytest.fixture(scope="module")
+def bridged(lively_lm):
+    """A copy, and its view through TransformerLens."""
+    lm = dataclasses.replace(lively_lm, model=copy.deepcopy(lively_lm.model))
+    return lm, bridge(lm)
+
+
+@pytest.fixture(params=[False, True], ids=["full", "early ends"])
+def both(request, bridged, prompts, monkeypatch):
+    if request.param:
+        with_early_ends(bridged[0], prompts, monkeypatch)
+    return bridged
+
+
+@pytest.mark.parametrize("share", [0.01, 0.2, 1.0])
+@pytest.mark.parametrize("chunk", [1, 3, 5, 40])
+def test_variants_write_what_ordinary_decoding_writes(both, prompts, share, chunk, monkeypatch):
+    lm, view = both
+    monkeypatch.setattr(module, "CHUNK", chunk)
+    drafts = Drafts(lm, prompts, new_tokens=NEW, max_prompt_tokens=9, batch_size=4)
+    ablate, patch = changed(view, share)
+    for given, whole in ((ablate, True), (patch, True), (patch, False)):
+        where = Positions.ALL if whole else Positions.GENERATED
+        with applied(view, given, positions=where):
+            right = generate(lm, prompts, new_tokens=NEW, max_prompt_tokens=9, batch_size=4)
+        with applied(view, given, positions=Positions.ALL):
+            found = drafts.variant(whole=whole)
+        assert torch.equal(found.ids, right.ids) and torch.equal(found.mask, right.mask)
+        assert found.texts == right.texts
+    assert share < 0.2 or found.texts != drafts.plain.texts  # it did something
+    for whole in (True, False):  # and what it did is gone
+        again = drafts.variant(whole=whole)
+        assert torch.equal(again.ids, drafts.plain.ids) and torch.equal(again.mask, drafts.plain.mask)
+
+
+def test_a_model_that_agrees_reads_each_draft_token_once(lively_lm, prompts):
+    drafts = Drafts(lively_lm, prompts, new_tokens=NEW, max_prompt_tokens=9)
+    read = []
+    site = next(iter(neuron_sites(lively_lm).values()))
+    handle = site.register_forward_hook(lambda _m, args, _out: read.append(args[0].shape[1]))
+    with contextlib.closing(contextlib.ExitStack()) as stack:
+        stack.callback(handle.remove)
+        drafts.variant(whole=False)
+    assert sum(read) == NEW and len(read) == -(-NEW // module.CHUNK)
+
+
+def test_no_prompts(lively_lm):
+    drafts = Drafts(lively_lm, [], new_tokens=NEW, max_prompt_tokens=9)
+    assert drafts.variant(whole=True).texts == drafts.variant(whole=False).texts == []
