@@ -13,9 +13,9 @@ import torch
 from companion import profiles
 from companion.book import published_values
 from companion.data import by_profile
-from companion.lm import anatomy, generation
+from companion.lm import anatomy, drafts, generation
 from companion.mechanism import neurons, study
-from companion.mechanism.exam import BATCH_TOKENS, Exam, Outcome, examine, mean_over_draws
+from companion.mechanism.exam import BATCH_TOKENS, Outcome, examine, mean_over_draws
 from companion.mechanism.interventions import AblateValues, Positions, applied
 from companion.mechanism.neurons import Group
 from companion.mechanism.selection import (
@@ -32,6 +32,7 @@ from companion.mechanism.trials import (
     BASE,
     CONTROLLED,
     DPO,
+    Sweep,
     Trial,
     ablation_controls,
     ablations,
@@ -39,7 +40,6 @@ from companion.mechanism.trials import (
     control,
     edits,
     patches,
-    run,
     subtractions,
     unalignments,
 )
@@ -52,13 +52,8 @@ def s() -> study.Study:
 
 
 @pytest.fixture(scope="module")
-def exam(s) -> Exam:
-    return Exam.of(s.profile, s.base.lm)
-
-
-@pytest.fixture(scope="module")
-def views(s):
-    return s.views()
+def sweep(s) -> Sweep:
+    return Sweep.of(s)
 
 
 def test_top_takes_the_highest(s):
@@ -119,9 +114,9 @@ def test_editing_takes_its_share_of_every_group(s, random):
 
 
 @pytest.fixture(scope="module")
-def every(s, views) -> list[Trial]:
+def every(s, sweep) -> list[Trial]:
     windows = perplexity.windows(s.base.lm, by_profile.prose(s.profile, "dev"), 32, 2)
-    subtracted = [t for cost in (1.0, 0.25) for t in subtractions(s, views[0], windows, cost)]
+    subtracted = [t for cost in (1.0, 0.25) for t in subtractions(s, sweep.base.view, windows, cost)]
     made = [*ablations(s), *ablation_controls(s), *patches(s), *edits(s), *unalignments(s)]
     return [BASE, DPO, *subtracted, *made]
 
@@ -184,8 +179,9 @@ def test_a_calibrated_subtraction_costs_what_it_may(embedded_lm):
     assert np.exp((nll - plain).sum() / count.sum()) - 1 == pytest.approx(0.1, rel=0.1)
 
 
-def test_an_exam_without_interventions_is_the_plain_model(s, exam, views):
-    outcome = examine(s.base.lm, views[0], exam, s.scorers)
+def test_an_exam_without_interventions_is_the_plain_model(s, sweep):
+    outcome = examine(sweep.base, s.scorers)
+    exam = sweep.base.exam
     settings = {"new_tokens": exam.task.new_tokens, "max_prompt_tokens": exam.task.max_prompt_tokens}
     assert outcome.texts == generation.generate(s.base.lm, exam.task.prompts, **settings).texts
     assert outcome.nll == pytest.approx(perplexity.cross_entropy(s.base.lm, exam.windows)[0], rel=1e-5)
@@ -194,25 +190,25 @@ def test_an_exam_without_interventions_is_the_plain_model(s, exam, views):
     assert summary["drop"].value == summary["perplexity_rise"].value == summary["f1_change"].value == 0
 
 
-def test_outcomes_are_kept_by_intervention_and_positions(s, exam, views, monkeypatch):
+def test_outcomes_are_kept_by_intervention_and_positions(s, sweep, monkeypatch):
     some = top(s.cosine, 40)
     asked = [
         ((AblateValues(some),), {}),
         ((AblateValues(~some),), {}),
         ((AblateValues(some),), {"reading": Positions.FIRST}),
     ]
-    first = [examine(s.base.lm, views[0], exam, s.scorers, *given, **where) for given, where in asked]
+    first = [examine(sweep.base, s.scorers, *given, **where) for given, where in asked]
     assert len({tuple(o.nll) for o in first}) == 3
-    for module, name in ((generation, "generate"), (perplexity, "cross_entropy")):
+    for module, name in ((drafts.Drafts, "variant"), (perplexity, "cross_entropy")):
         monkeypatch.setattr(module, name, lambda *_a, **_k: pytest.fail("not from the store"))
-    again = [examine(s.base.lm, views[0], exam, s.scorers, *given, **where) for given, where in asked]
+    again = [examine(sweep.base, s.scorers, *given, **where) for given, where in asked]
     assert [o.texts for o in again] == [o.texts for o in first] and all(
         (a.nll == b.nll).all() for a, b in zip(again, first, strict=True)
     )
 
 
-def test_trials_run_on_the_model_they_name(s, exam, views):
-    outcomes = run(s, exam, views, [BASE, DPO])
+def test_trials_run_on_the_model_they_name(s, sweep):
+    outcomes = sweep.run([BASE, DPO])
     assert (outcomes["base"].nll != outcomes["dpo"].nll).any()
 
 

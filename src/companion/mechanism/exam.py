@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -16,7 +18,7 @@ from transformer_lens import TransformerBridge
 
 from companion import store
 from companion.data import by_profile
-from companion.lm import generation
+from companion.lm.drafts import Drafts
 from companion.lm.models import LanguageModel
 from companion.lm.recording import Task
 from companion.mechanism.interventions import Intervention, Positions, applied
@@ -27,6 +29,7 @@ from companion.profiles import Profile
 from companion.toxicity import Scorer
 
 BATCH_TOKENS = 1024  # per batch of windows: its logits fit into 200 MB
+Writing = Literal[Positions.ALL, Positions.GENERATED]
 
 
 @dataclass(frozen=True)
@@ -77,33 +80,53 @@ def _rise(nll: np.ndarray | np.float64) -> np.ndarray | np.float64:
     return np.exp(nll) - 1
 
 
+@dataclass(frozen=True)
+class Candidate:
+    """A model that sits an exam, with its TransformerBridge (:func:`companion.lm.anatomy.bridge`)."""
+
+    lm: LanguageModel
+    view: TransformerBridge
+    exam: Exam
+
+    @property
+    def asked(self) -> list[str]:
+        """Everything that it has to continue."""
+        return [*self.exam.task.prompts, *self.exam.openings]
+
+    @cached_property
+    def drafts(self) -> Drafts:
+        """What it writes when nothing is done to it, from which what it writes under interventions is made."""
+        task = self.exam.task
+        return Drafts(
+            self.lm,
+            self.asked,
+            new_tokens=task.new_tokens,
+            max_prompt_tokens=task.max_prompt_tokens,
+            batch_size=task.batch_size,
+        )
+
+
 def examine(
-    lm: LanguageModel,
-    view: TransformerBridge,
-    exam: Exam,
+    candidate: Candidate,
     scorers: tuple[Scorer, Scorer],
     *given: Intervention,
-    writing: Positions = Positions.ALL,
+    writing: Writing = Positions.ALL,
     reading: Positions = Positions.ALL,
 ) -> Outcome:
     """Examine a model with interventions at ``writing`` while it writes and at ``reading`` for perplexity.
 
-    ``view`` is the TransformerBridge of ``lm`` (:func:`companion.lm.anatomy.bridge`); ``scorers`` are the
-    profile's and the second one.
+    ``writing`` is everywhere or at generated positions; ``scorers`` are the profile's and the second one.
     """
-    task, asked = exam.task, [*exam.task.prompts, *exam.openings]
+    lm, view, exam = candidate.lm, candidate.view, candidate.exam
+    task, asked = exam.task, candidate.asked
     size = max(1, BATCH_TOKENS // len(exam.windows[0]))
 
     def write() -> list[str]:
-        with applied(view, *given, positions=writing):
-            made = generation.generate(
-                lm,
-                asked,
-                new_tokens=task.new_tokens,
-                max_prompt_tokens=task.max_prompt_tokens,
-                batch_size=task.batch_size,
-            )
-        return made.texts
+        drafts = candidate.drafts
+        if not given:
+            return drafts.plain.texts
+        with applied(view, *given, positions=Positions.ALL):  # of what is read; a prompt only if it is whole
+            return drafts.variant(whole=writing is Positions.ALL).texts
 
     def read() -> list[list[float] | list[int]]:
         with applied(view, *given, positions=reading):

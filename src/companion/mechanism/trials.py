@@ -18,7 +18,7 @@ from transformer_lens import TransformerBridge
 
 from companion import store
 from companion.lm.models import LanguageModel
-from companion.mechanism.exam import Exam, Outcome, examine, mean_over_draws
+from companion.mechanism.exam import Candidate, Exam, Outcome, Writing, examine, mean_over_draws
 from companion.mechanism.interventions import (
     AblateValues,
     Intervention,
@@ -75,7 +75,7 @@ class Trial:
     family: str
     given: tuple[Intervention, ...] = ()
     on_tuned: bool = field(default=False, kw_only=True)
-    writing: Positions = field(default=Positions.ALL, kw_only=True)
+    writing: Writing = field(default=Positions.ALL, kw_only=True)
     reading: Positions = field(default=Positions.ALL, kw_only=True)
     control_of: tuple[str, ...] = field(default=(), kw_only=True)
     published: tuple[str, str] | None = field(default=None, kw_only=True)
@@ -85,17 +85,30 @@ BASE = Trial("base", "base", "reference", published=("none", "yang2024v1"))
 DPO = Trial("dpo", "DPO", "reference", on_tuned=True, published=("DPO", "yang2024v1"))
 
 
-def run(
-    study: Study, exam: Exam, views: tuple[TransformerBridge, TransformerBridge], trials: Iterable[Trial]
-) -> dict[str, Outcome]:
-    """Outcomes by key, one trial after the other; an interrupted list goes on where it stopped."""
-    outcomes = {}
-    for trial in (bar := tqdm(list(trials), unit="trial")):
-        bar.set_postfix_str(trial.label)
-        lm, view = (study.tuned.lm, views[1]) if trial.on_tuned else (study.base.lm, views[0])
-        where = {"writing": trial.writing, "reading": trial.reading}
-        outcomes[trial.key] = examine(lm, view, exam, study.scorers, *trial.given, **where)
-    return outcomes
+@dataclass(frozen=True)
+class Sweep:
+    """Both models of a study, ready for the exam. It wraps them in place: begin it last."""
+
+    study: Study
+    base: Candidate
+    tuned: Candidate
+
+    @classmethod
+    def of(cls, study: Study) -> Sweep:
+        """Both models through TransformerLens, with the exam of the study's profile."""
+        exam = Exam.of(study.profile, study.base.lm)
+        subjects = zip((study.base.lm, study.tuned.lm), study.views(), strict=True)
+        return cls(study, *(Candidate(lm, view, exam) for lm, view in subjects))
+
+    def run(self, trials: Iterable[Trial]) -> dict[str, Outcome]:
+        """Outcomes by key, one trial after the other; an interrupted list goes on where it stopped."""
+        outcomes = {}
+        for trial in (bar := tqdm(list(trials), unit="trial")):
+            bar.set_postfix_str(trial.label)
+            candidate = self.tuned if trial.on_tuned else self.base
+            where = {"writing": trial.writing, "reading": trial.reading}
+            outcomes[trial.key] = examine(candidate, self.study.scorers, *trial.given, **where)
+        return outcomes
 
 
 def control(trial: Trial, trials: Iterable[Trial], outcomes: Mapping[str, Outcome]) -> Outcome | None:
