@@ -42,7 +42,7 @@ class Profile:
     sweep_sentences: int  #: its sentences for F1
     sweep_windows: int  #: its windows for perplexity
     sweep_window_tokens: int  #: their width
-    control_draws: int  #: random draws of neurons per control
+    control_draws: int  #: random draws of neurons per control, dealt over prompts
     control_seeds: int  #: further DPO runs of chapter 7
     control_steps: int  #: their steps
     control_batch: int  #: their pairs per step

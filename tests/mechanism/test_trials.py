@@ -15,7 +15,7 @@ from companion.book import published_values
 from companion.data import by_profile
 from companion.lm import anatomy, drafts, generation
 from companion.mechanism import neurons, study
-from companion.mechanism.exam import BATCH_TOKENS, Outcome, examine, mean_over_draws
+from companion.mechanism.exam import BATCH_TOKENS, Outcome, examine
 from companion.mechanism.interventions import AblateValues, Positions, applied
 from companion.mechanism.neurons import Group
 from companion.mechanism.selection import (
@@ -72,18 +72,18 @@ def test_matched_neurons_are_others_of_the_same_norms(s, monkeypatch):
     chosen = top(
         norm + torch.rand(norm.shape, generator=torch.Generator().manual_seed(1)), 150
     )  # long ones: a random set would be shorter
-    found = matched(s, chosen, 0)
+    [found] = matched(s, chosen, 1)
     assert not (found & chosen).any()
     assert 50 <= found.sum() <= 150  # the longest have few counterparts
     assert norm[found].mean() > norm.mean() + norm.std()
     some = torch.rand(norm.shape, generator=torch.Generator().manual_seed(2)) < 0.1
-    found = matched(s, some, 0)
+    found, other = matched(s, some, 2)
     assert found.sum() == some.sum() and norm[found].mean() == pytest.approx(
         norm[some].mean().item(), rel=0.01
     )
-    assert matched(s, some, 0).equal(found) and not matched(s, some, 1).equal(found)
+    assert matched(s, some, 3)[0].equal(found) and not other.equal(found)
     among = torch.rand(norm.shape, generator=torch.Generator().manual_seed(3)) < 0.5
-    assert not (matched(s, some, 0, among) & ~among).any()
+    assert not (matched(s, some, 4, among) & ~among).any()
 
 
 def test_patch_sets_fit_together(s):
@@ -149,19 +149,17 @@ def test_what_is_published_is_a_row_of_the_table(every):
     assert sum(t.published is not None for t in every) == 16
 
 
-def test_a_control_is_the_same_done_to_others_draws_averaged():
+def test_a_control_is_the_same_done_to_others():
     def outcome(toxicity: float) -> Outcome:
         return Outcome(
             ["a"], np.array([toxicity]), np.array([toxicity]), np.array([0.5]), np.array([1.0]), np.array([3])
         )
 
     trial, of = Trial("one", "One", "ablate"), {"control_of": ("one", "two")}
-    draws = [Trial(f"random_{i}", f"random, {i}", "ablate", **of) for i in range(2)]
-    clamp = Trial("clamp", "clamp", "clamp", **of)
-    outcomes = {"random_0": outcome(0.2), "random_1": outcome(0.4), "clamp": outcome(0.9)}
-    averaged = control(trial, [trial, *draws, clamp], outcomes)
-    assert averaged is not None and averaged.toxicity.tolist() == [pytest.approx(0.3)]
-    assert control(clamp, draws, outcomes) is None
+    random, clamp = Trial("random", "random", "ablate", **of), Trial("clamp", "clamp", "clamp", **of)
+    outcomes = {"random": outcome(0.2), "clamp": outcome(0.9)}
+    assert control(trial, [trial, clamp, random], outcomes) is outcomes["random"]
+    assert control(clamp, [trial, random], outcomes) is None
 
 
 def test_a_calibrated_subtraction_costs_what_it_may(embedded_lm):
@@ -210,18 +208,6 @@ def test_outcomes_are_kept_by_intervention_and_positions(s, sweep, monkeypatch):
 def test_trials_run_on_the_model_they_name(s, sweep):
     outcomes = sweep.run([BASE, DPO])
     assert (outcomes["base"].nll != outcomes["dpo"].nll).any()
-
-
-def test_draws_are_averaged_by_prompt():
-    one, other = (
-        Outcome(
-            ["a", "b"], np.array(t), np.array(t), np.array([0.5, 0.5]), np.array([1.0, 1.0]), np.array([3, 3])
-        )
-        for t in ([0.0, 1.0], [0.5, 0.0])
-    )
-    mean = mean_over_draws([one, other])
-    assert mean.toxicity.tolist() == [0.25, 0.5] and mean.count.tolist() == [3, 3]
-    assert mean.summary(one)["toxicity"].n == 2
 
 
 def test_embedding_direction_points_from_civil_to_toxic(s):

@@ -1,4 +1,4 @@
-"""Greedy decoding of many variants of a model on the same prompts, with what the model itself wrote as a draft.
+"""Greedy decoding of many variants of a model on the same prompts; what the model itself wrote is the draft.
 
 An intervention leaves much of a text as it was. A variant reads the draft some tokens at a time; those up to
 the first that it would not have chosen are its own, and from there it decodes by itself: the tokens are those
@@ -21,6 +21,7 @@ from transformers import DynamicCache
 from companion.lm import tokens
 from companion.lm.generation import KEPT, Generated, generate
 from companion.lm.models import LanguageModel
+from companion.lm.rows import passing
 
 CHUNK = 5  # tokens of a draft that are read together; after the first wrong one the rest is in vain
 
@@ -99,7 +100,9 @@ class Drafts:
         for read in self.reads:
             written = _Writing(self, read, whole)
             ids[read.rows], mask[read.rows] = written.ids.cpu(), written.mask.cpu()
-        texts = [tokens.decode(self.lm.tokenizer, row[kept].tolist()) for row, kept in zip(ids, mask, strict=True)]
+        texts = [
+            tokens.decode(self.lm.tokenizer, row[kept].tolist()) for row, kept in zip(ids, mask, strict=True)
+        ]
         return Generated(ids, mask, texts)
 
     @torch.inference_mode()
@@ -119,7 +122,7 @@ class Drafts:
         cache: DynamicCache,
         last: int,
     ) -> Int[Tensor, "row last"]:
-        """Read tokens behind a cache, which grows by them; return the most likely token after each of the last."""
+        """Read tokens behind a cache, which grows by them; the most likely token after each of the last ones."""
         logits = self.lm.model(
             input_ids=ids,
             attention_mask=seen.long(),
@@ -139,6 +142,7 @@ class _Writing:
         self.drafts, self.read = drafts, read
         self.ids, self.mask = torch.zeros_like(read.draft), torch.zeros_like(read.draft, dtype=torch.bool)
         self.length = read.prompts.mask.sum(1)  # of each prompt
+        self.items = torch.tensor(read.rows, device=read.draft.device)  # the number of each prompt in the run
         left = self._along_the_draft(whole)
         if left:
             self._on_its_own(_merged(left))
@@ -157,7 +161,9 @@ class _Writing:
             ahead = torch.arange(width - 1, device=device)
             seen = torch.cat([seen, seen.new_ones(len(rows), width - 1)], 1)
             positions = torch.cat([positions, positions[:, -1:] + 1 + ahead], 1)
-            chosen = self.drafts.forward(torch.cat([unread, proposed[:, :-1]], 1), seen, positions, cache, width)
+            ids = torch.cat([unread, proposed[:, :-1]], 1)
+            with passing(self.items[rows]):
+                chosen = self.drafts.forward(ids, seen, positions, cache, width)
             agreed = (chosen == proposed).long().cumprod(1).sum(1)  # row: tokens of the draft taken over
             goes_on = self._write(rows, chosen, start, (agreed + 1).clamp(max=width))
             leaves = goes_on & (agreed < width)
@@ -184,9 +190,9 @@ class _Writing:
             if alive.sum() <= KEPT * len(alive):
                 front, alive = front.keep(alive), alive[alive]
             front.seen = torch.cat([front.seen, front.seen.new_ones(len(alive), 1)], 1)
-            chosen = self.drafts.forward(
-                front.last[:, None], front.seen, front.position[:, None], front.cache, 1
-            )
+            ids, positions = front.last[:, None], front.position[:, None]
+            with passing(self.items[front.rows]):
+                chosen = self.drafts.forward(ids, front.seen, positions, front.cache, 1)
             alive = alive & self._write(front.rows, chosen, front.written, alive.long())
             front.last, front.position = chosen[:, 0], front.position + 1
             front.written = front.written + 1
@@ -212,14 +218,14 @@ class _Writing:
 
 
 def _fork(cache: DynamicCache) -> DynamicCache:
-    """A cache that grows and loses rows without the first one noticing: both make new tensors of what they change."""
+    """A cache that grows and loses rows without the first one noticing: what changes is made anew."""
     fork = copy.copy(cache)
     fork.layers = [copy.copy(layer) for layer in cache.layers]
     return fork
 
 
 def _merged(fronts: list[Front]) -> Front:
-    """Fronts with caches of different width as one; the columns that a row lacks, on the left, it does not see."""
+    """Fronts with caches of different width as one; a row does not see the columns that it lacks."""
     widest = max(fronts, key=lambda front: front.seen.shape[1])
 
     def wider(tensor: Tensor, behind: int) -> Tensor:

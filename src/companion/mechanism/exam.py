@@ -7,7 +7,6 @@ chapter's methods beside its own without running them again.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
@@ -95,7 +94,7 @@ class Candidate:
 
     @cached_property
     def drafts(self) -> Drafts:
-        """What it writes when nothing is done to it, from which what it writes under interventions is made."""
+        """What it writes when nothing is done to it; from it follows what it writes under interventions."""
         task = self.exam.task
         return Drafts(
             self.lm,
@@ -142,12 +141,3 @@ def examine(
     overlap = np.array([f1(text, truth) for text, truth in zip(continued, exam.references, strict=True)])
     toxicity, second = (scorer(texts) for scorer in scorers)
     return Outcome(texts, toxicity, second, overlap, np.array(nll), np.array(count))
-
-
-def mean_over_draws(outcomes: Sequence[Outcome]) -> Outcome:
-    """Draws of one control averaged prompt by prompt, so that its interval is over prompts as everywhere."""
-    first = outcomes[0]
-    toxicity, second, overlap, nll = (
-        np.mean([getattr(o, name) for o in outcomes], axis=0) for name in ("toxicity", "second", "f1", "nll")
-    )
-    return Outcome(first.texts, toxicity, second, overlap, nll, first.count)

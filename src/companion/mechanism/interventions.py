@@ -5,7 +5,9 @@ Each intervention says what to do to a tensor at a hook point; :func:`applied` d
 value vector is a zeroed activation, a rescaled key a rescaled pre-activation.
 
 Sets of neurons are boolean masks of shape [layer, d_mlp] and values have the same shape, so that
-what does not fit is refused.
+what does not fit is refused. A set to ablate may also have one mask per draw, [draw, layer, d_mlp]:
+item i of a run (prompt, window) then gets draw i, counted round, so that a random control is as many
+draws as there are prompts, for the price of one.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from torch import Tensor
 from transformer_lens import TransformerBridge
 
 from companion.errors import CompanionError
+from companion.lm import rows
 
 Edit = Callable[[Tensor], Tensor]
 
@@ -81,11 +84,11 @@ class Subtract:
 class AblateValues:
     """Zero the value vectors of some neurons: the same as zeroing their activations."""
 
-    neurons: Bool[Tensor, "layer d_mlp"]
+    neurons: Bool[Tensor, "*draw layer d_mlp"]
 
     def edits(self, model: TransformerBridge) -> dict[str, Edit]:
-        def edit(_layer: int, chosen: Tensor) -> Edit:
-            return lambda x: x.masked_fill(chosen, 0)
+        def edit(_layer: int, chosen: Callable[[], Tensor]) -> Edit:
+            return lambda x: x.masked_fill(chosen(), 0)
 
         return _by_layer(model, self.neurons, "hook_post", edit)
 
@@ -103,13 +106,13 @@ class RescaleKeys:
     W2 in Lee et al., table 5.
     """
 
-    neurons: Bool[Tensor, "layer d_mlp"]
+    neurons: Bool[Tensor, "*draw layer d_mlp"]
     factor: float
 
     def edits(self, model: TransformerBridge) -> dict[str, Edit]:
-        def edit(layer: int, chosen: Tensor) -> Edit:
+        def edit(layer: int, chosen: Callable[[], Tensor]) -> Edit:
             bias = 0.0 if gated else model.blocks[layer].mlp.b_in
-            return lambda x: torch.where(chosen, self.factor * (x - bias) + bias, x)
+            return lambda x: torch.where(chosen(), self.factor * (x - bias) + bias, x)
 
         gated = model.cfg.gated_mlp
         return _by_layer(model, self.neurons, "hook_pre_linear" if gated else "hook_pre", edit)
@@ -123,18 +126,18 @@ class RescaleKeys:
 class Patch:
     """Set the activations of some neurons to values, the same everywhere (Yang et al., section 3)."""
 
-    neurons: Bool[Tensor, "layer d_mlp"]
+    neurons: Bool[Tensor, "*draw layer d_mlp"]
     values: Float[Tensor, "layer d_mlp"]
 
     def edits(self, model: TransformerBridge) -> dict[str, Edit]:
         _require(
-            self.values.shape == self.neurons.shape,
+            self.values.shape == self.neurons.shape[-2:],
             f"{tuple(self.values.shape)} values for {tuple(self.neurons.shape)} neurons",
         )
 
-        def edit(layer: int, chosen: Tensor) -> Edit:
-            given = self.values[layer].to(chosen.device, torch.float32)
-            return lambda x: torch.where(chosen, given.to(x.dtype), x)
+        def edit(layer: int, chosen: Callable[[], Tensor]) -> Edit:
+            given = self.values[layer].to(model.cfg.device, torch.float32)
+            return lambda x: torch.where(chosen(), given.to(x.dtype), x)
 
         return _by_layer(model, self.neurons, "hook_post", edit)
 
@@ -207,18 +210,34 @@ def _at(tensor: Tensor, edit: Edit, positions: Positions | Tensor) -> Tensor:
 
 
 def _by_layer(
-    model: TransformerBridge, neurons: Tensor, site: str, edit: Callable[[int, Tensor], Edit]
+    model: TransformerBridge,
+    neurons: Bool[Tensor, "*draw layer d_mlp"],
+    site: str,
+    edit: Callable[[int, Callable[[], Tensor]], Edit],
 ) -> dict[str, Edit]:
-    """``edit`` at ``site`` of each layer in which neurons are chosen."""
+    """``edit`` at ``site`` of each layer in which neurons are chosen; it asks at each pass which they are."""
     shape = (model.cfg.n_layers, model.cfg.d_mlp)
     _require(
-        neurons.dtype == torch.bool and tuple(neurons.shape) == shape,
-        f"neurons must be a boolean mask of shape {shape}, not {tuple(neurons.shape)}",
+        neurons.dtype == torch.bool and neurons.ndim in (2, 3) and tuple(neurons.shape[-2:]) == shape,
+        f"neurons must be a boolean mask of shape {shape}, or one for each draw, not {tuple(neurons.shape)}",
     )
+    layers = neurons.flatten(0, -3).any(0) if neurons.ndim == 3 else neurons
     return {
-        f"blocks.{layer}.mlp.{site}": edit(layer, neurons[layer].to(model.cfg.device))
-        for layer in neurons.any(-1).nonzero()[:, 0].tolist()
+        f"blocks.{layer}.mlp.{site}": edit(layer, _chosen(neurons[..., layer, :].to(model.cfg.device)))
+        for layer in layers.any(-1).nonzero()[:, 0].tolist()
     }
+
+
+def _chosen(neurons: Bool[Tensor, "*draw d_mlp"]) -> Callable[[], Tensor]:
+    """What is chosen in a pass: the same in each row, or in each row its draw."""
+
+    def of_rows() -> Tensor:
+        items = rows.current()
+        _require(items is not None, "which prompt a row is must be said (lm.rows) where each has a draw")
+        assert items is not None
+        return neurons[items.to(neurons.device) % len(neurons)][:, None]  # row 1 d_mlp
+
+    return (lambda: neurons) if neurons.ndim == 1 else of_rows
 
 
 def _require(fits: bool, sentence: str) -> None:

@@ -31,8 +31,10 @@ def top(score: Float[Tensor, "layer d_mlp"], n: int, among: Neurons | None = Non
     return chosen.view(score.shape)
 
 
-def matched(study: Study, chosen: Neurons, draw: int, among: Neurons | None = None) -> Neurons:
-    """Random neurons other than the chosen ones, as many and with the same norms of value vectors.
+def matched(
+    study: Study, chosen: Neurons, draws: int, among: Neurons | None = None
+) -> Bool[Tensor, "draw layer d_mlp"]:
+    """Draws of random neurons other than the chosen ones, as many and with the same norms of value vectors.
 
     Within each of 50 quantiles of the norm as many are drawn as chosen (fewer only where too few are left).
     """
@@ -40,12 +42,16 @@ def matched(study: Study, chosen: Neurons, draw: int, among: Neurons | None = No
     norm = torch.stack([v.norm(dim=-1) for v in vectors]).cpu().flatten()
     quantile = (norm.argsort().argsort() * QUANTILES) // norm.numel()
     taken, free = chosen.flatten(), (~chosen if among is None else among & ~chosen).flatten()
-    generator = generator_of(draw, study.profile.seed)
-    drawn = torch.zeros(norm.numel(), dtype=torch.bool)
-    for q in range(QUANTILES):
-        wanted, left = int((taken & (quantile == q)).sum()), (free & (quantile == q)).nonzero()[:, 0]
-        drawn[left[torch.randperm(len(left), generator=generator)[:wanted]]] = True
-    return drawn.view(chosen.shape)
+    pools = [
+        ((free & (quantile == q)).nonzero()[:, 0], int((taken & (quantile == q)).sum()))
+        for q in range(QUANTILES)
+    ]
+    drawn = torch.zeros(draws, norm.numel(), dtype=torch.bool)
+    for draw in range(draws):
+        generator = generator_of(draw, study.profile.seed)
+        for left, wanted in pools:
+            drawn[draw, left[torch.randperm(len(left), generator=generator)[:wanted]]] = True
+    return drawn.view(draws, *chosen.shape)
 
 
 def patch_sets(study: Study) -> dict[str, tuple[str, Neurons]]:

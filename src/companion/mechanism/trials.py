@@ -17,8 +17,9 @@ from tqdm import tqdm
 from transformer_lens import TransformerBridge
 
 from companion import store
+from companion.lm.generation import generator_of
 from companion.lm.models import LanguageModel
-from companion.mechanism.exam import Candidate, Exam, Outcome, Writing, examine, mean_over_draws
+from companion.mechanism.exam import Candidate, Exam, Outcome, Writing, examine
 from companion.mechanism.interventions import (
     AblateValues,
     Intervention,
@@ -112,9 +113,9 @@ class Sweep:
 
 
 def control(trial: Trial, trials: Iterable[Trial], outcomes: Mapping[str, Outcome]) -> Outcome | None:
-    """The same done to other neurons or along another direction, draws averaged; None if nobody tried."""
-    drawn = [t.key for t in trials if trial.key in t.control_of and t.family == trial.family]
-    return mean_over_draws([outcomes[key] for key in drawn]) if drawn else None
+    """The same done to other neurons or along another direction; None if nobody tried."""
+    keys = [t.key for t in trials if trial.key in t.control_of and t.family == trial.family]
+    return outcomes[keys[0]] if keys else None
 
 
 def ablations(study: Study) -> list[Trial]:
@@ -129,17 +130,15 @@ def ablations(study: Study) -> list[Trial]:
 
 
 def ablation_controls(study: Study) -> list[Trial]:
-    """For some sizes, draws of random neurons matched in number and norm, from the same pool."""
+    """For some sizes random neurons matched in number and norm, from the same pool, drawn for each prompt."""
     trials = []
     for kind, (name, _, _) in ABLATED.items():
         among = _pool(study, kind)
         for n, controlled in CONTROLLED.items():
             chosen, against = top(study.cosine, n, among), tuple(f"ablate_{kind}_{m}" for m in controlled)
-            for draw in range(study.profile.control_draws):
-                given = (AblateValues(matched(study, chosen, draw, among)),)
-                label = f"random for: ablate {n} {name}, {draw}"
-                key = f"random_{kind}_{n}_{draw}"
-                trials += [Trial(key, label, "ablate", given, control_of=against)]
+            given = (AblateValues(matched(study, chosen, study.profile.control_draws, among)),)
+            key, label = f"random_{kind}_{n}", f"random for: ablate {n} {name}"
+            trials += [Trial(key, label, "ablate", given, control_of=against)]
     return trials
 
 
@@ -217,7 +216,8 @@ def unalignments(study: Study) -> list[Trial]:
         )
         for factor in (2, 5, 10)
     ]
-    random, against = (RescaleKeys(matched(study, toxic, 0), 10.0),), tuple(t.key for t in trials)
+    random = (RescaleKeys(matched(study, toxic, study.profile.control_draws), 10.0),)
+    against = tuple(t.key for t in trials)
     label = "DPO, 7 random keys × 10"
     return [*trials, Trial("keys_random", label, "keys", random, on_tuned=True, control_of=against)]
 
@@ -245,13 +245,12 @@ def patches(study: Study) -> list[Trial]:
         ),
         Trial("clamp_all", f"clamp {all_label} to base means", "clamp", hold_all, control_of=("patch_all",)),
     ]
-    for draw in range(study.profile.control_draws):
-        generator = torch.Generator().manual_seed(draw)
-        some = torch.rand(down.shape, generator=generator) < down.double().mean().item()
-        label, given = f"patch random neurons, {draw}", (Patch(some, tuned),)
-        # As many as reduce. Chapter 8 holds the first draw against the (fewer) dampened neurons, too.
-        of = ("patch_all_down", "patch_dampened") if draw == 0 else ("patch_all_down",)
-        trials += [Trial(f"patch_random_{draw}", label, "patch", given, control_of=of)]
+    draws = study.profile.control_draws
+    some = torch.stack([torch.rand(down.shape, generator=generator_of(draw, 0)) for draw in range(draws)])
+    given = (Patch(some < down.double().mean().item(), tuned),)
+    # As many as reduce. Chapter 8 holds them against the (fewer) dampened neurons, too.
+    of = ("patch_all_down", "patch_dampened")
+    trials += [Trial("patch_random", "patch random neurons", "patch", given, control_of=of)]
     own_means = (Patch(everything, tuned),)
     trials += [
         Trial("reverse_down", f"DPO, patch {down_label} to base means", "reverse", hold_down, on_tuned=True),

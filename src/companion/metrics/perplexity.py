@@ -10,6 +10,7 @@ from jaxtyping import Float
 
 from companion.lm import tokens, trie
 from companion.lm.models import LanguageModel
+from companion.lm.rows import passing
 from companion.metrics.estimates import Estimate, ratio
 
 LOSS_TOKENS = 256  # tokens read together: the logits of a large vocabulary fill memory
@@ -27,7 +28,8 @@ def cross_entropy(
     for start in range(0, len(windows), batch_size):
         batch = tokens.pad(windows[start : start + batch_size], "right")
         ids, mask = batch.ids.to(lm.device), batch.mask.to(lm.device)
-        logits = lm.model(input_ids=ids, attention_mask=mask.long()).logits[:, :-1].float()
+        with passing(range(start, start + len(ids))):
+            logits = lm.model(input_ids=ids, attention_mask=mask.long()).logits[:, :-1].float()
         target = ids[:, 1:]
         nll = logits.logsumexp(-1) - logits.gather(-1, target[..., None])[..., 0]
         sums += (nll.double() * mask[:, 1:]).sum(-1).tolist()
