@@ -20,7 +20,7 @@ from companion.data import by_profile
 from companion.lm.drafts import Drafts
 from companion.lm.models import LanguageModel
 from companion.lm.recording import Task
-from companion.mechanism.interventions import Intervention, Positions, applied
+from companion.mechanism.interventions import CONTEXT, Intervention, Positions, applied
 from companion.metrics import estimates, perplexity
 from companion.metrics.estimates import Estimate
 from companion.metrics.text import f1
@@ -33,7 +33,10 @@ Writing = Literal[Positions.ALL, Positions.GENERATED]
 
 @dataclass(frozen=True)
 class Exam:
-    """A task for toxicity, half sentences with their other half for F1, windows of ids for perplexity."""
+    """A task for toxicity, half sentences with their other half for F1, windows of ids for perplexity.
+
+    The first ``CONTEXT`` tokens of a window are not scored: they stand for the prompt that a text has in use.
+    """
 
     task: Task
     openings: list[str]
@@ -129,7 +132,8 @@ def examine(
 
     def read() -> list[list[float] | list[int]]:
         with applied(view, *given, positions=reading):
-            return [values.tolist() for values in perplexity.cross_entropy(lm, exam.windows, batch_size=size)]
+            measured = perplexity.cross_entropy(lm, exam.windows, size, CONTEXT)
+            return [values.tolist() for values in measured]
 
     what = {"model": lm.fingerprint, "interventions": [i.fingerprint for i in given]}
     lengths = {"new_tokens": task.new_tokens, "max_prompt_tokens": task.max_prompt_tokens}

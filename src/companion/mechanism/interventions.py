@@ -28,6 +28,8 @@ from companion.errors import CompanionError
 from companion.lm import rows
 
 Edit = Callable[[Tensor], Tensor]
+CONTEXT = 32  # tokens of a text that stand for a prompt
+_SPARED = {"AFTER_FIRST": 1, "CONTINUATION": CONTEXT - 1}  # tokens at the beginning of a text
 
 
 class Positions(Enum):
@@ -37,13 +39,16 @@ class Positions(Enum):
     while decoding with a cache. Without a cache nothing tells what was generated; it is refused,
     give a mask instead. ``FIRST`` is position 0 of any pass, where the papers' code patches for
     perplexity. ``AFTER_FIRST`` spares only the first token of a text, the attention sink, whose
-    activations are unlike all others; it is for passes over whole texts without padding on the left.
+    activations are unlike all others. ``CONTINUATION`` spares the first ``CONTEXT`` tokens but for the last
+    of them, which predicts: a text is read as if the model had written it behind a clean prompt. Both are
+    for passes over whole texts without padding on the left.
     """
 
     ALL = "all"
     GENERATED = "generated"
     FIRST = "first"
     AFTER_FIRST = "after first"
+    CONTINUATION = "continuation"
 
 
 @runtime_checkable
@@ -171,7 +176,7 @@ def applied(
             "generated positions are known only while decoding with a cache: give a mask",
         )
         _require(
-            positions is not Positions.AFTER_FIRST or not decoding,
+            positions not in (Positions.AFTER_FIRST, Positions.CONTINUATION) or not decoding,
             "with a cache a pass does not begin with the first token",
         )
 
@@ -204,8 +209,8 @@ def _at(tensor: Tensor, edit: Edit, positions: Positions | Tensor) -> Tensor:
         return edit(tensor)
     if positions is Positions.FIRST:
         return torch.cat([edit(tensor[:, :1]), tensor[:, 1:]], 1)
-    if positions is Positions.AFTER_FIRST:
-        return torch.cat([tensor[:, :1], edit(tensor[:, 1:])], 1)
+    if spared := _SPARED.get(positions.name):
+        return torch.cat([tensor[:, :spared], edit(tensor[:, spared:])], 1)
     return torch.cat([tensor[:, :-1], edit(tensor[:, -1:])], 1)
 
 

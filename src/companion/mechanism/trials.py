@@ -268,8 +268,8 @@ def patches(study: Study) -> list[Trial]:
 
 
 def _on_generated(trials: Iterable[Trial]) -> list[Trial]:
-    """Acting where tokens are generated; for perplexity at all positions but the first."""
-    return [replace(t, writing=Positions.GENERATED, reading=Positions.AFTER_FIRST) for t in trials]
+    """Acting where tokens are generated; for perplexity where they would be, behind a clean context."""
+    return [replace(t, writing=Positions.GENERATED, reading=Positions.CONTINUATION) for t in trials]
 
 
 def edits(study: Study) -> list[Trial]:

@@ -18,22 +18,22 @@ LOSS_TOKENS = 256  # tokens read together: the logits of a large vocabulary fill
 
 @torch.inference_mode()
 def cross_entropy(
-    lm: LanguageModel, windows: Sequence[Sequence[int]], batch_size: int = 2
+    lm: LanguageModel, windows: Sequence[Sequence[int]], batch_size: int = 2, context: int = 1
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return, per window of ids, the summed negative log-likelihood (nats, fp64) and the tokens scored.
 
-    The first token of a window has no context and is not scored.
+    The first ``context`` tokens of a window are read and not scored.
     """
     sums, counts = [], []
     for start in range(0, len(windows), batch_size):
         batch = tokens.pad(windows[start : start + batch_size], "right")
         ids, mask = batch.ids.to(lm.device), batch.mask.to(lm.device)
         with passing(range(start, start + len(ids))):
-            logits = lm.model(input_ids=ids, attention_mask=mask.long()).logits[:, :-1].float()
-        target = ids[:, 1:]
+            logits = lm.model(input_ids=ids, attention_mask=mask.long()).logits[:, context - 1 : -1].float()
+        target, scored = ids[:, context:], mask[:, context:]
         nll = logits.logsumexp(-1) - logits.gather(-1, target[..., None])[..., 0]
-        sums += (nll.double() * mask[:, 1:]).sum(-1).tolist()
-        counts += mask[:, 1:].sum(-1).tolist()
+        sums += (nll.double() * scored).sum(-1).tolist()
+        counts += scored.sum(-1).tolist()
     return np.array(sums), np.array(counts)
 
 
