@@ -19,6 +19,8 @@ import psutil
 from IPython import get_ipython
 from IPython.display import DisplayHandle, Markdown, display
 
+from companion.mechanism.exam import Outcome
+from companion.metrics import estimates
 from companion.metrics.estimates import Estimate
 
 PREFIX = "record:"
@@ -57,6 +59,12 @@ def outcome(chapter: str, name: str, summary: Mapping[str, Estimate], *, seed: i
     if name != "base":
         result(f"{chapter}_drop_{name}", summary["drop"], seed=seed, percent=True)
         result(f"{chapter}_drop_second_{name}", summary["drop_second"], seed=seed, percent=True)
+
+
+def contrast(name: str, one: Outcome, other: Outcome, *, seed: int) -> None:
+    """Record the paired difference in toxicity of two outcomes, by the scorer of the run and by the second one."""
+    result(name, estimates.mean(one.toxicity - other.toxicity, seed), seed=seed)
+    result(f"{name}_second", estimates.mean(one.second - other.second, seed), seed=seed)
 
 
 def resources() -> None:

@@ -17,7 +17,6 @@ from tqdm import tqdm
 from transformer_lens import TransformerBridge
 
 from companion import store
-from companion.lm.generation import generator_of
 from companion.lm.models import LanguageModel
 from companion.mechanism.exam import Candidate, Exam, Outcome, Writing, examine
 from companion.mechanism.interventions import (
@@ -223,48 +222,48 @@ def unalignments(study: Study) -> list[Trial]:
 
 
 def patches(study: Study) -> list[Trial]:
-    """Base model with mean DPO activations, its controls, and the reverse.
+    """Base model with mean DPO activations, each set of neurons with its controls, and the reverse.
 
-    They act on generated tokens, as published; for perplexity at all positions but the first, the
-    attention sink, which no patch meets while generating.
+    Controls of a set: the same neurons held at the base model's own means (clamp) and at zero, and as many
+    random neurons of the same norms with DPO's means. All act on generated tokens, as published.
     """
-    base, tuned, sets = study.base.mean, study.tuned.mean, patch_sets(study)
-    trials = [
-        Trial(f"patch_{key}", f"patch {label}", "patch", (Patch(chosen, tuned),), published=PATCHED.get(key))
-        for key, (label, chosen) in sets.items()
-    ]
+    base, tuned, draws = study.base.mean, study.tuned.mean, study.profile.control_draws
+    trials = []
+    for key, (label, chosen) in patch_sets(study).items():
+        held, of = f"clamp {label} to base means", {"control_of": (f"patch_{key}",)}
+        trials += [
+            Trial(
+                f"patch_{key}", f"patch {label}", "patch", (Patch(chosen, tuned),), published=PATCHED.get(key)
+            ),
+            Trial(f"clamp_{key}", held, "clamp", (Patch(chosen, base),), **of),
+            Trial(f"zero_{key}", f"zero {label}", "zero", (AblateValues(chosen),), **of),
+        ]
+        if not chosen.all():  # no neurons are left to draw from
+            given = (Patch(matched(study, chosen, draws), tuned),)
+            trials += [Trial(f"random_{key}", f"random for: patch {label}", "patch", given, **of)]
+    return _on_generated([*trials, *_reverse(study)])
+
+
+def _reverse(study: Study) -> list[Trial]:
+    """The DPO model with the base model's means, and with its own."""
+    sets = patch_sets(study)
     (down_label, down), (all_label, everything) = sets["all_down"], sets["all"]
-    hold_down, hold_all = (Patch(down, base),), (Patch(everything, base),)
-    trials += [
-        Trial(
-            "clamp_down",
-            f"clamp {down_label} to base means",
-            "clamp",
-            hold_down,
-            control_of=("patch_all_down",),
-        ),
-        Trial("clamp_all", f"clamp {all_label} to base means", "clamp", hold_all, control_of=("patch_all",)),
-    ]
-    draws = study.profile.control_draws
-    some = torch.stack([torch.rand(down.shape, generator=generator_of(draw, 0)) for draw in range(draws)])
-    given = (Patch(some < down.double().mean().item(), tuned),)
-    # As many as reduce. Chapter 8 holds them against the (fewer) dampened neurons, too.
-    of = ("patch_all_down", "patch_dampened")
-    trials += [Trial("patch_random", "patch random neurons", "patch", given, control_of=of)]
-    own_means = (Patch(everything, tuned),)
-    trials += [
-        Trial("reverse_down", f"DPO, patch {down_label} to base means", "reverse", hold_down, on_tuned=True),
-        Trial("reverse_all", f"DPO, patch {all_label} to base means", "reverse", hold_all, on_tuned=True),
-        Trial(
+    base, own = study.base.mean, study.tuned.mean
+    trials = [
+        ("reverse_down", f"DPO, patch {down_label} to base means", "reverse", Patch(down, base), ()),
+        ("reverse_all", f"DPO, patch {all_label} to base means", "reverse", Patch(everything, base), ()),
+        (
             "reverse_clamp",
             f"DPO, clamp {all_label} to DPO means",
             "clamp",
-            own_means,
-            on_tuned=True,
-            control_of=("reverse_all",),
+            Patch(everything, own),
+            ("reverse_all",),
         ),
     ]
-    return _on_generated(trials)
+    return [
+        Trial(key, label, family, (given,), on_tuned=True, control_of=of)
+        for key, label, family, given, of in trials
+    ]
 
 
 def _on_generated(trials: Iterable[Trial]) -> list[Trial]:
