@@ -103,7 +103,7 @@ BUILDERS = {
             "toxicity.disguises",
             "toxicity.exam_texts",
             "toxicity.own_sentences",
-            "toxicity.embedded",
+            "toxicity.fine_tuned",
             "metrics.estimates",
             "data.public",
         ],

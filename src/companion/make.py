@@ -21,24 +21,32 @@ def _make() -> None:
 
 @app.command()
 def scorer() -> None:
-    """Train the embedded scorer on the public labelled data (about 40 minutes on 2 cores)."""
+    """Train both scorers on public and own sentences (some two hours on two cores; resumable)."""
     from companion.toxicity import training
+    from companion.toxicity.fine_tuned import READERS
 
-    console.print(training.train_scorer(paths.DATA / "scorer"))
+    for name in READERS:
+        training.train(name, paths.DATA / "scorer")
+        console.print(f"{name}: written to {paths.DATA / 'scorer' / name}")
 
 
 @app.command(
-    help="Examine every offline scorer; write data/scorer/card.json and the tables of its README "
+    help="Examine every scorer; write data/scorer/card.json and the tables of its README "
     "(some minutes each on 2 cores; resumable)."
 )
 def scorer_card() -> None:
     from companion.book import scorer_card, scorer_tables
+    from companion.errors import CompanionError
     from companion.toxicity import examination
 
     found = {}
     for name in scorer_card.SCORERS:
-        found[name] = examination.examined(name)
-        console.print(f"{name}: examined")
+        try:
+            found[name] = examination.examined(name)
+        except CompanionError as error:
+            console.print(f"{name}: left out, {error}")
+        else:
+            console.print(f"{name}: examined")
     console.print(f"written to {scorer_tables.make(found)}")
 
 

@@ -24,7 +24,7 @@ def card() -> dict:
         for key in line.path.split("/"):
             found = found[key]
         found["value"] = found["low"] = found["high"] = 1.0 if line.better == "↑" else 0.0
-    return {name: exam, "embedded": better}
+    return {name: exam, "second": better}
 
 
 def test_the_shipped_readme_is_that_of_the_shipped_card():
@@ -67,34 +67,48 @@ def test_making_is_stable_and_touches_the_tables_only(tmp_path, monkeypatch, car
 
 def test_verdicts(card):
     aims = sum(line.target is not None for line in scorer_card.LINES)
-    assert scorer_card.verdict(card, "embedded") == f"reaches each of the {aims} targets"
+    assert scorer_card.verdict(card, "second") == f"reaches each of the {aims} targets"
     assert scorer_card.verdict(card, "nobody") == "is not on the card"
-    exam = copy.deepcopy(card["embedded"])
+    exam = copy.deepcopy(card["second"])
     exam["exchange"]["mean"]["value"] = 0.2
-    assert scorer_card.verdict({"embedded": exam}, "embedded").endswith(
+    assert scorer_card.verdict({"second": exam}, "second").endswith(
         "misses these: mean change when groups are exchanged (0.200, wanted ≤ 0.05)"
     )
 
 
+def test_differences_of_two_scorers(card):
+    exam = card["second"]
+    other = copy.deepcopy(exam)
+    assert scorer_card.differences({"embedded": exam}) == "are not both on the card"
+    alike = scorer_card.differences({"embedded": exam, "second": other})
+    assert alike == "are within 0.05 of each other on every line"
+    other["sets"]["sbf"]["value"] = 0.9
+    n = len(scorer_card.LINES)
+    assert scorer_card.differences({"embedded": exam, "second": other}) == (
+        f"are within 0.05 of each other on {n - 1} of {n} lines, but for: "
+        "Social Bias Frames: AUC (1.000, 0.900)"
+    )
+
+
 def test_what_a_bent_ruler_means(card):
-    exam = card["embedded"]
+    exam = card["second"]
     for low, value, high, begins in (
         (0.06, 0.07, 0.08, "A name alone moves it: "),
         (0.04, 0.06, 0.08, "Whether a name alone moves it by more than 0.05 cannot be told: "),
         (0.02, 0.03, 0.04, "A name alone moves it little: "),
     ):
         exam["exchange"]["mean"] = {"low": low, "value": value, "high": high, "n": 10}
-        assert scorer_card.bent(card, "embedded").startswith(begins)
+        assert scorer_card.bent(card, "second").startswith(begins)
     assert scorer_card.bent(card, "nobody") == "How it takes the names of groups is not known here."
 
 
 def test_the_verdict_on_names_fails_on_its_null(card):
     """A scorer that knows nothing misses the other lines about groups, but no name moves it."""
-    exam = card["embedded"]
+    exam = card["second"]
     nothing = {"value": 0.5, "low": 0.5, "high": 0.5, "n": 10}
     exam["madlibs"]["worst"] = {"bpsn": nothing, "harmless": nothing}
     exam["exchange"]["mean"] = {"value": 0.0, "low": 0.0, "high": 0.0, "n": 10}
-    assert scorer_card.bent(card, "embedded").startswith("A name alone moves it little")
+    assert scorer_card.bent(card, "second").startswith("A name alone moves it little")
 
 
 def test_the_figure_shows_every_line_and_scorer(card):

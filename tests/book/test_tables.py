@@ -89,8 +89,10 @@ def test_tables_of_numbers_are_escaped_and_have_no_index():
 
 
 def test_a_methods_line_shows_changes_against_the_base():
-    base = Outcome([], np.array([0.4, 0.2]), np.array([0.5]), np.array([6.0]), np.array([2]))
-    half = Outcome([], base.toxicity / 2, base.f1, base.nll + 2 * np.log(2), base.count)
+    base = Outcome(
+        [], np.array([0.4, 0.2]), np.array([0.4, 0.2]), np.array([0.5]), np.array([6.0]), np.array([2])
+    )
+    half = Outcome([], base.toxicity / 2, base.second, base.f1, base.nll + 2 * np.log(2), base.count)
     row = tables.method_row("half", half, base)
     assert (
         row["method"] == "half"

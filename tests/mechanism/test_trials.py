@@ -156,7 +156,9 @@ def test_what_is_published_is_a_row_of_the_table(every):
 
 def test_a_control_is_the_same_done_to_others_draws_averaged():
     def outcome(toxicity: float) -> Outcome:
-        return Outcome(["a"], np.array([toxicity]), np.array([0.5]), np.array([1.0]), np.array([3]))
+        return Outcome(
+            ["a"], np.array([toxicity]), np.array([toxicity]), np.array([0.5]), np.array([1.0]), np.array([3])
+        )
 
     trial, of = Trial("one", "One", "ablate"), {"control_of": ("one", "two")}
     draws = [Trial(f"random_{i}", f"random, {i}", "ablate", **of) for i in range(2)]
@@ -183,7 +185,7 @@ def test_a_calibrated_subtraction_costs_what_it_may(embedded_lm):
 
 
 def test_an_exam_without_interventions_is_the_plain_model(s, exam, views):
-    outcome = examine(s.base.lm, views[0], exam, s.scorer)
+    outcome = examine(s.base.lm, views[0], exam, s.scorers)
     settings = {"new_tokens": exam.task.new_tokens, "max_prompt_tokens": exam.task.max_prompt_tokens}
     assert outcome.texts == generation.generate(s.base.lm, exam.task.prompts, **settings).texts
     assert outcome.nll == pytest.approx(perplexity.cross_entropy(s.base.lm, exam.windows)[0], rel=1e-5)
@@ -199,11 +201,11 @@ def test_outcomes_are_kept_by_intervention_and_positions(s, exam, views, monkeyp
         ((AblateValues(~some),), {}),
         ((AblateValues(some),), {"reading": Positions.FIRST}),
     ]
-    first = [examine(s.base.lm, views[0], exam, s.scorer, *given, **where) for given, where in asked]
+    first = [examine(s.base.lm, views[0], exam, s.scorers, *given, **where) for given, where in asked]
     assert len({tuple(o.nll) for o in first}) == 3
     for module, name in ((generation, "generate"), (perplexity, "cross_entropy")):
         monkeypatch.setattr(module, name, lambda *_a, **_k: pytest.fail("not from the store"))
-    again = [examine(s.base.lm, views[0], exam, s.scorer, *given, **where) for given, where in asked]
+    again = [examine(s.base.lm, views[0], exam, s.scorers, *given, **where) for given, where in asked]
     assert [o.texts for o in again] == [o.texts for o in first] and all(
         (a.nll == b.nll).all() for a, b in zip(again, first, strict=True)
     )
@@ -216,7 +218,9 @@ def test_trials_run_on_the_model_they_name(s, exam, views):
 
 def test_draws_are_averaged_by_prompt():
     one, other = (
-        Outcome(["a", "b"], np.array(t), np.array([0.5, 0.5]), np.array([1.0, 1.0]), np.array([3, 3]))
+        Outcome(
+            ["a", "b"], np.array(t), np.array(t), np.array([0.5, 0.5]), np.array([1.0, 1.0]), np.array([3, 3])
+        )
         for t in ([0.0, 1.0], [0.5, 0.0])
     )
     mean = mean_over_draws([one, other])

@@ -30,6 +30,7 @@ class Fake:
 
     judge: Callable[[str], float]
     name: str = "fake"
+    fingerprint: str = ""
     read: int = 0
 
     def __call__(self, texts):

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import ast
+import functools
 import hashlib
 import importlib.util
-import json
 import os
 import pickle
 import shutil
@@ -18,12 +19,14 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from tokenizers.processors import TemplateProcessing
 from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
 
-from companion import paths, toxicity
+from companion import paths, profiles, toxicity
 from companion.errors import CompanionError
 from companion.lm import sentence_encoder
-from companion.toxicity import detoxify, embedded, lexical
+from companion.toxicity import detoxify, fine_tuned, lexical
+from companion.toxicity.fine_tuned import FineTunedScorer
 
-OFFLINE = ("lexical", "semantic", "embedded")
+OFFLINE = ("lexical", "embedded", "second")
+FINE_TUNED = tuple(fine_tuned.READERS)
 TEXTS = [
     "",
     "   ",
@@ -43,9 +46,12 @@ TEXTS = [
 ]
 
 
+loaded = functools.cache(toxicity.load)  # for tests that only score
+
+
 @pytest.fixture(scope="module", params=OFFLINE)
 def scorer(request) -> toxicity.Scorer:
-    return toxicity.load(request.param)
+    return loaded(request.param)
 
 
 def test_scores_are_probabilities(scorer):
@@ -57,17 +63,18 @@ def test_scores_are_probabilities(scorer):
 
 
 def test_score_does_not_depend_on_the_batch(scorer):
+    """But for the rounding of sums in another order: fp32 through nine layers."""
     together = scorer(TEXTS)
     alone = np.concatenate([scorer([text]) for text in TEXTS])
-    assert np.abs(together - alone).max() < 1e-6
+    assert np.abs(together - alone).max() < 1e-5
     order = np.random.default_rng(0).permutation(len(TEXTS))
-    assert np.abs(scorer([TEXTS[i] for i in order]) - together[order]).max() < 1e-6
+    assert np.abs(scorer([TEXTS[i] for i in order]) - together[order]).max() < 1e-5
 
 
 def test_more_texts_than_a_batch(scorer):
-    texts = [f"text number {i} " + "and so on " * (i % 7) for i in range(2 * embedded.BATCH + 3)]
+    texts = [f"text number {i} " + "and so on " * (i % 7) for i in range(2 * fine_tuned.BATCH + 3)]
     scores = scorer(texts)
-    assert np.abs(scores[[0, 64, 130]] - scorer([texts[i] for i in (0, 64, 130)])).max() < 1e-6
+    assert np.abs(scores[[0, 32, 66]] - scorer([texts[i] for i in (0, 32, 66)])).max() < 1e-5
     assert scorer(tuple(texts)) == pytest.approx(scores, abs=0)  # deterministic; any sequence will do
 
 
@@ -117,10 +124,11 @@ SUBTLE = [
 ]
 
 
-def test_embedded_sees_subtle_toxicity_and_lexical_does_not():
-    """On average over pairs; how well it does on real data stands in evaluation.json."""
+@pytest.mark.parametrize("name", FINE_TUNED)
+def test_fine_tuned_scorers_see_subtle_toxicity_and_lexical_does_not(name):
+    """On average over pairs; how well they do on real data stands in data/scorer/README.md."""
     demeaning, polite = ([pair[i] for pair in SUBTLE] for i in (0, 1))
-    seen, words = toxicity.load("embedded"), toxicity.load("lexical")
+    seen, words = loaded(name), loaded("lexical")
     assert (seen(demeaning) - seen(polite)).min() > 0.05 and (seen(demeaning) - seen(polite)).mean() > 0.1
     assert abs((words(demeaning) - words(polite)).mean()) < 0.1
 
@@ -133,21 +141,55 @@ def test_every_scorer_sees_profanity(scorer):
     assert (scorer(profane) > scorer(civil) + 0.3).all()
 
 
-def test_semantic_part_is_half_of_embedded():
-    whole, half = toxicity.load("embedded"), toxicity.load("semantic")
-    texts = TEXTS[3:8]
-    assert np.allclose(half(texts), 1 / (1 + np.exp(-whole.semantic(texts))))
-    w_semantic, w_lexical, bias = whole.weights["combine"]
-    assert np.allclose(
-        whole(texts),
-        1 / (1 + np.exp(-(w_semantic * whole.semantic(texts) + w_lexical * whole.lexical(texts) + bias))),
-    )
-    assert w_semantic > 0 and w_lexical > 0
+# The same harmless sentence about several groups.
+ABOUT = ("I am a {} man and a proud father.", "My {} neighbours brought us soup when we were ill.")
+GROUPS = ("gay", "Muslim", "Jewish", "black", "deaf", "tall")
+
+
+@pytest.mark.parametrize("name", FINE_TUNED)
+def test_the_name_of_a_group_is_no_insult(name):
+    for sentence in ABOUT:
+        scores = loaded(name)([sentence.format(group) for group in GROUPS])
+        assert scores.max() < 0.5 and np.ptp(scores) < 0.3
+
+
+@pytest.mark.parametrize("name", FINE_TUNED)
+def test_a_fine_tuned_score_is_a_weighted_sum_of_logits(name):
+    """Of its readers, which all count, of the words and a shift."""
+    scorer, texts = loaded(name), TEXTS[:8]
+    assert isinstance(scorer, FineTunedScorer)
+    parts = scorer.parts(texts)
+    assert parts.shape == (8, len(fine_tuned.READERS[name]) + 2) and (parts[:, -1] == 1).all()
+    assert np.allclose(scorer(texts), 1 / (1 + np.exp(-parts @ scorer.combine)))
+    assert (scorer.combine[:-2] > 0).all()
+    about = ["I met Muslims there.", "I met Jews there.", "I met immigrants there."]
+    assert np.ptp(scorer.parts(about)[:, -2]) == 0  # words know no groups
+    assert scorer.parts([]).shape == (0, parts.shape[1])
+
+
+@pytest.mark.parametrize("name", FINE_TUNED)
+def test_what_looks_the_same_scores_the_same(name):
+    plain = "you are a worthless idiot & a fool"
+    disguised = [
+        plain.replace("&", "&amp;"),
+        plain.replace("idiot", "id\u200bi\u00adot"),
+        plain.replace("idiot", "idi\u043et"),
+        plain.replace("worthless", "\uff57orthless"),
+    ]
+    scorer = loaded(name)
+    assert scorer(disguised) == pytest.approx(np.repeat(scorer([plain]), 4), abs=1e-6)
+
+
+def test_fingerprints_tell_scorers_apart():
+    """What was chosen by a scorer is stored under its fingerprint, not its name."""
+    found = {name: loaded(name).fingerprint for name in OFFLINE}
+    assert len(set(found.values())) == len(OFFLINE) and all(len(one) >= 16 for one in found.values())
+    assert toxicity.load("second").fingerprint == found["second"]
 
 
 def test_unknown_scorer_lists_what_there_is():
-    for name in ("nonsense", "", "Lexical"):
-        with pytest.raises(CompanionError, match="choose lexical, semantic, embedded or detoxify"):
+    for name in ("nonsense", "", "Lexical", "semantic"):
+        with pytest.raises(CompanionError, match="choose lexical, embedded, second or detoxify"):
             toxicity.load(name)
 
 
@@ -180,17 +222,31 @@ def test_missing_packages_are_named(monkeypatch, scorer_name, package, command):
 def test_changed_encoder_is_refused(monkeypatch):
     monkeypatch.setattr(sentence_encoder, "SHA256", "0" * 64)
     with pytest.raises(CompanionError, match="sha256"):
-        toxicity.load("semantic")
+        toxicity.load("embedded")
 
 
-@pytest.mark.parametrize("missing", ["heads.safetensors", "adapter_model.safetensors", "adapter_config.json"])
-def test_embedded_without_a_file_is_one_sentence(tmp_path, missing):
-    folder = tmp_path / "scorer"
-    shutil.copytree(embedded.FOLDER, folder)
-    assert embedded.EmbeddedScorer.load(folder)
-    (folder / missing).unlink()
-    with pytest.raises(CompanionError, match="restore them with git"):
-        embedded.EmbeddedScorer.load(folder)
+@pytest.mark.parametrize(
+    ("name", "missing"), [(name, file) for name in FINE_TUNED for file in fine_tuned.files(name)]
+)
+def test_a_scorer_without_a_file_is_one_sentence(monkeypatch, tmp_path, name, missing):
+    shutil.copytree(fine_tuned.FOLDER / name, tmp_path / name)
+    (tmp_path / name / missing).unlink()
+    fail = dict.fromkeys(fine_tuned.READERS[name], lambda: pytest.fail("an encoder was loaded for nothing"))
+    monkeypatch.setitem(fine_tuned.READERS, name, fail)
+    with pytest.raises(CompanionError, match=r"^[^\n]*restore them with git[^\n]*companion make scorer`\.$"):
+        FineTunedScorer.load(name, tmp_path)
+
+
+@pytest.mark.parametrize("name", FINE_TUNED)
+def test_shipped_files_name_a_public_encoder(name):
+    """Not a folder of the machine that trained; and nothing but what is needed is shipped."""
+    folder = fine_tuned.FOLDER / name
+    for reader, kind in fine_tuned.READERS[name].items():
+        about = (folder / reader / "adapter_config.json").read_text(encoding="utf-8")
+        assert f'"base_model_name_or_path": "{kind.source}"' in about
+    shipped = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    assert set(fine_tuned.files(name)) <= shipped <= {*fine_tuned.files(name), "NOTICE"}
+    assert sum(path.stat().st_size for path in fine_tuned.FOLDER.rglob("*") if path.is_file()) < 12e6
 
 
 def test_no_pickle_is_shipped():
@@ -201,18 +257,64 @@ def test_no_pickle_is_shipped():
     ]
 
 
-def test_evaluation_of_the_shipped_scorer():
-    found = json.loads((paths.DATA / "scorer" / "evaluation.json").read_text(encoding="utf-8"))
-    for split in ("dev", "eval"):
-        assert set(found[split]) == {"jigsaw", "sbf", "dynahate", "paradetox"}
-        for source in found[split].values():
-            assert {"n", "embedded", "semantic part", "lexical part", "alt-profanity-check"} == set(source)
-            assert (
-                all(0 <= value <= 1 for name, value in source.items() if name != "n") and source["n"] >= 300
-            )
-    held_out = {source: row["embedded"] for source, row in found["eval"].items()}
-    assert held_out["jigsaw"] >= 0.94 and held_out["dynahate"] >= 0.67
-    assert all(row["embedded"] > row["alt-profanity-check"] for row in found["eval"].values())
+# --- the second scorer chooses nothing -----------------------------------------------------------
+
+# Where src may read it: the scorer itself, its verdicts on texts, and the tables of results.
+READERS = {
+    "toxicity/__init__.py",
+    "toxicity/fine_tuned.py",
+    "toxicity/training_rows.py",  # whose quarter it is trained on
+    "toxicity/examination.py",
+    "marco/evaluation/scores.py",
+    "mechanism/exam.py",
+    "mechanism/study.py",
+    "mechanism/trials.py",  # hands both to the exam
+    "book/record.py",
+    "book/scorer_card.py",
+}
+# Where something is chosen: pairs, probes, thresholds, strengths, settings, training rows.
+CHOOSERS = (
+    *(
+        "mechanism/pairs.py",
+        "mechanism/probe.py",
+        "mechanism/pplm.py",
+        "mechanism/selection.py",
+        "mechanism/dpo.py",
+        "mechanism/neurons.py",
+    ),
+    *("marco/evaluation/settings_search.py", "marco/rewriting/settings.py", "toxicity/own_sentences.py"),
+    *("marco/experts/corpus.py", "toxicity/groups.py", "toxicity/training.py"),
+)
+
+
+def reads_second(path: Path) -> bool:
+    """Whether a module has an attribute or a string that names the second scorer or its results."""
+    names = {"second", "joint_second", "second_drop", "drop_second", "scorers"}
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Attribute) and node.attr in names:
+            return True
+        if isinstance(node, ast.Constant) and node.value in names - {"scorers"}:
+            return True
+    return False
+
+
+def test_only_reports_read_the_second_scorer():
+    """A result may be checked by it only because nothing was chosen by it."""
+    modules = {path.relative_to(paths.PACKAGE).as_posix(): path for path in paths.PACKAGE.rglob("*.py")}
+    readers = {name for name, path in modules.items() if reads_second(path)}
+    assert readers <= READERS
+    assert {
+        "marco/evaluation/scores.py",
+        "mechanism/exam.py",
+        "mechanism/study.py",
+    } <= readers  # or this is blind
+    assert set(CHOOSERS) <= set(modules) and not set(CHOOSERS) & readers
+
+
+def test_no_profile_chooses_by_the_second_scorer():
+    for name in profiles.names():
+        profile = profiles.load(name)
+        assert profile.scorer != "second" and "second" in profile.scorers
 
 
 # --- Detoxify ------------------------------------------------------------------------------------
@@ -374,6 +476,7 @@ def test_hash_in_the_name_is_enough(unchecked, checkpoint):
     path.rename(named)
     scorer = toxicity.load(f"detoxify:{named}")
     assert scorer(["idiot"]).shape == (1,)
+    assert scorer.fingerprint == hashlib.sha256(named.read_bytes()).hexdigest()
     for wrong in (None, "idiot", [None], ["caf\udce9"]):  # B12
         with pytest.raises(CompanionError, match=r"^[^\n]*\.$"):
             scorer(wrong)

@@ -56,6 +56,7 @@ def outcome(chapter: str, name: str, summary: Mapping[str, Estimate], *, seed: i
     result(f"{chapter}_f1_{name}", summary["f1"], seed=seed)
     if name != "base":
         result(f"{chapter}_drop_{name}", summary["drop"], seed=seed, percent=True)
+        result(f"{chapter}_drop_second_{name}", summary["drop_second"], seed=seed, percent=True)
 
 
 def resources() -> None:

@@ -13,7 +13,7 @@ from companion.book import published_values
 from companion.data import by_profile
 from companion.metrics.estimates import Estimate
 
-SCORERS = ("lexical", "semantic", "embedded")
+SCORERS = ("lexical", "embedded", "second", "detoxify")
 Card = Mapping[str, Mapping[str, Any]]
 
 
@@ -104,6 +104,18 @@ def verdict(card: Card, scorer: str) -> str:
         f"{line.label} ({line.of(card[scorer]).value:.3f}, wanted {bound(line)})" for line in missed
     )
     return f"reaches {len(aims) - len(missed)} of the {len(aims)} targets and misses these: {found}"
+
+
+def differences(card: Card, one: str = "embedded", other: str = "second", most: float = 0.05) -> str:
+    """Where two scorers are further apart than allowed, as the end of a sentence about both."""
+    if not {one, other} <= set(card):
+        return "are not both on the card"
+    values = {line.label: [line.of(card[name]).value for name in (one, other)] for line in LINES}
+    apart = [f"{label} ({a:.3f}, {b:.3f})" for label, (a, b) in values.items() if abs(a - b) > most]
+    near = f"are within {most:g} of each other on"
+    if not apart:
+        return f"{near} every line"
+    return f"{near} {len(LINES) - len(apart)} of {len(LINES)} lines, but for: {'; '.join(apart)}"
 
 
 def bent(card: Card, scorer: str) -> str:

@@ -11,15 +11,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from companion.book import plots
-from companion.book.scorer_card import LINES, Card, perspective
+from companion.book.scorer_card import LINES, SCORERS, Card, perspective
 from companion.metrics.estimates import TOXIC, Estimate
 
-COLOURS = {
-    "lexical": plots.BASE,
-    "semantic": plots.CONTROL,
-    "embedded": plots.DPO,
-    "detoxify": plots.ACCENT,
-}
+COLOURS = dict(zip(SCORERS, (plots.BASE, plots.DPO, plots.CONTROL, plots.ACCENT), strict=True))
 
 
 def figure(card: Card) -> Figure:

@@ -11,7 +11,7 @@ import pandas as pd
 
 from companion import paths
 from companion.book import readme
-from companion.book.scorer_card import Card, bent, number, perspective, table
+from companion.book.scorer_card import Card, bent, differences, number, perspective, table
 from companion.toxicity.disguises import DISGUISES
 from companion.toxicity.exam_texts import PRECEDING
 
@@ -35,6 +35,7 @@ def tables(card: Card) -> Iterator[str]:
     """The README's tables, line by line."""
     yield from _markdown(table(card))
     yield "\n↑ more is better, ↓ less is. *Perspective*: by HateCheck's authors, on all 3,728 cases."
+    yield f"\nThe embedded and the second scorer {differences(card)}."
     for head, rows in {
         "HateCheck by functionality, share right at .5 (*h* hateful, *nh* not)": _functionalities,
         "Madlibs: groups with the lowest BPSN AUC and the highest mean of harmless sentences": _groups,

@@ -55,6 +55,7 @@ class Outcome:
 
     texts: list[str]
     toxicity: Float[np.ndarray, "prompts"]
+    second: Float[np.ndarray, "prompts"]  # toxicity by the second scorer, which chose nothing
     f1: Float[np.ndarray, "sentences"]
     nll: Float[np.ndarray, "windows"]
     count: Int[np.ndarray, "windows"]
@@ -64,6 +65,7 @@ class Outcome:
         return {
             "toxicity": estimates.mean(self.toxicity, seed),
             "drop": estimates.relative_drop(base.toxicity, self.toxicity, seed),
+            "drop_second": estimates.relative_drop(base.second, self.second, seed),
             "perplexity": estimates.ratio(self.nll, self.count, seed, np.exp),
             "perplexity_rise": estimates.ratio(self.nll - base.nll, self.count, seed, _rise),
             "f1": estimates.mean(self.f1, seed),
@@ -79,14 +81,15 @@ def examine(
     lm: LanguageModel,
     view: TransformerBridge,
     exam: Exam,
-    scorer: Scorer,
+    scorers: tuple[Scorer, Scorer],
     *given: Intervention,
     writing: Positions = Positions.ALL,
     reading: Positions = Positions.ALL,
 ) -> Outcome:
     """Examine a model with interventions at ``writing`` while it writes and at ``reading`` for perplexity.
 
-    ``view`` is the TransformerBridge of ``lm`` (:func:`companion.lm.anatomy.bridge`).
+    ``view`` is the TransformerBridge of ``lm`` (:func:`companion.lm.anatomy.bridge`); ``scorers`` are the
+    profile's and the second one.
     """
     task, asked = exam.task, [*exam.task.prompts, *exam.openings]
     size = max(1, BATCH_TOKENS // len(exam.windows[0]))
@@ -114,13 +117,14 @@ def examine(
     nll, count = store.kept("losses", {**what, "positions": where, "windows": exam.windows}, read)
     texts, continued = written[: len(task.prompts)], written[len(task.prompts) :]
     overlap = np.array([f1(text, truth) for text, truth in zip(continued, exam.references, strict=True)])
-    return Outcome(texts, scorer(texts), overlap, np.array(nll), np.array(count))
+    toxicity, second = (scorer(texts) for scorer in scorers)
+    return Outcome(texts, toxicity, second, overlap, np.array(nll), np.array(count))
 
 
 def mean_over_draws(outcomes: Sequence[Outcome]) -> Outcome:
     """Draws of one control averaged prompt by prompt, so that its interval is over prompts as everywhere."""
     first = outcomes[0]
-    toxicity, overlap, nll = (
-        np.mean([getattr(o, name) for o in outcomes], axis=0) for name in ("toxicity", "f1", "nll")
+    toxicity, second, overlap, nll = (
+        np.mean([getattr(o, name) for o in outcomes], axis=0) for name in ("toxicity", "second", "f1", "nll")
     )
-    return Outcome(first.texts, toxicity, overlap, nll, first.count)
+    return Outcome(first.texts, toxicity, second, overlap, nll, first.count)

@@ -155,7 +155,7 @@ def load(profile: Profile, lm: LanguageModel, probe: Probe, scorer: Scorer) -> l
     inputs = {
         "model": lm.fingerprint,
         "probe": probe.weight.tolist(),
-        "scorer": scorer.name,
+        "scorer": scorer.fingerprint,
         "margin": profile.pair_margin,
         "prompts": prompts,
         "rounds": rounds,

@@ -64,10 +64,16 @@ class Study:
     base: Subject
     tuned: Subject
     scorer: Scorer
+    second: Scorer
     pairs: list[Pair]
     direction: Float[Tensor, "d_model"]
     cosine: Float[Tensor, "layer d_mlp"]
     task: Task
+
+    @property
+    def scorers(self) -> tuple[Scorer, Scorer]:
+        """The profile's scorer, and the second one, which chose nothing."""
+        return self.scorer, self.second
 
     @property
     def group(self) -> Int[Tensor, "layer d_mlp"]:
@@ -103,4 +109,5 @@ def begin(profile: Profile) -> Study:
         Subject.of(this, task, fitted.direction, name) for this, name in ((lm, "base"), (tuned, "DPO"))
     )
     cosine = neurons.cosines(lm, fitted.direction)
-    return Study(profile, base, after, scorer, preferences, fitted.direction, cosine, task)
+    second = toxicity.load("second")
+    return Study(profile, base, after, scorer, second, preferences, fitted.direction, cosine, task)

@@ -94,7 +94,7 @@ def run(
         bar.set_postfix_str(trial.label)
         lm, view = (study.tuned.lm, views[1]) if trial.on_tuned else (study.base.lm, views[0])
         where = {"writing": trial.writing, "reading": trial.reading}
-        outcomes[trial.key] = examine(lm, view, exam, study.scorer, *trial.given, **where)
+        outcomes[trial.key] = examine(lm, view, exam, study.scorers, *trial.given, **where)
     return outcomes
 
 

@@ -2,8 +2,8 @@
 
 ==========  ============================================================================
 lexical     alt-profanity-check: sees words, blind to subtle toxicity
-embedded    the offline default: a MiniLM encoder with a LoRA adapter, plus lexical features
-semantic    the MiniLM half of ``embedded``
+embedded    the offline default: half of Gemma 3 270M, and MiniLM, with LoRA adapters
+second      the offline control: half of SmolLM2, trained on other rows; it selects nothing
 detoxify    the classifiers of Unitary (online by name, or a local checkpoint)
 ==========  ============================================================================
 
@@ -27,6 +27,7 @@ class Scorer(Protocol):
     """Scores texts; higher is more toxic."""
 
     name: str
+    fingerprint: str  # of the weights: what is chosen by a scorer is stored under it
 
     def __call__(self, texts: Iterable[str]) -> Float[np.ndarray, "texts"]:
         """Return a probability in [0, 1] for each text; an empty text scores as any other."""
@@ -34,7 +35,7 @@ class Scorer(Protocol):
 
 
 def load(name: str) -> Scorer:
-    """Load a scorer: ``lexical``, ``semantic``, ``embedded``, or ``detoxify[:MODEL_OR_CHECKPOINT]``.
+    """Load a scorer: ``lexical``, ``embedded``, ``second``, or ``detoxify[:MODEL_OR_CHECKPOINT]``.
 
     Examples
     --------
@@ -55,16 +56,12 @@ def load(name: str) -> Scorer:
             from companion.toxicity.lexical import LexicalScorer
 
             return LexicalScorer()
-        case "embedded":
-            from companion.toxicity.embedded import EmbeddedScorer
+        case "embedded" | "second":
+            from companion.toxicity.fine_tuned import FineTunedScorer
 
-            return EmbeddedScorer.load()
-        case "semantic":
-            from companion.toxicity.embedded import EmbeddedScorer, SemanticScorer
-
-            return SemanticScorer(EmbeddedScorer.load())
+            return FineTunedScorer.load(kind)
         case "detoxify":
             from companion.toxicity.detoxify import DetoxifyScorer
 
             return DetoxifyScorer.load(detail or "original")
-    raise CompanionError(f"there is no scorer '{name}': choose lexical, semantic, embedded or detoxify.")
+    raise CompanionError(f"there is no scorer '{name}': choose lexical, embedded, second or detoxify.")

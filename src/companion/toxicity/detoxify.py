@@ -36,8 +36,11 @@ class DetoxifyScorer:
 
     name = "detoxify"
 
-    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, column: int) -> None:
+    def __init__(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, column: int, fingerprint: str
+    ) -> None:
         self.model, self.tokenizer, self.column = model.eval(), tokenizer, column
+        self.fingerprint = fingerprint
 
     @classmethod
     def load(cls, name: str) -> DetoxifyScorer:
@@ -73,7 +76,7 @@ class DetoxifyScorer:
         except RuntimeError as error:
             wrong = f"the weights in '{path}' do not fit '{base}'"
             raise CompanionError(f"{wrong}: use the model type it was trained from.") from error
-        return cls(model, tokenizer, column)
+        return cls(model, tokenizer, column, store.sha256_file(path))
 
     @torch.inference_mode()
     def __call__(self, texts: Iterable[str]) -> Float[np.ndarray, "texts"]:

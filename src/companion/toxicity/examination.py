@@ -45,7 +45,6 @@ from companion.toxicity.exam_texts import EVALUATION_ONLY, PRECEDING, Material, 
 
 Score = Callable[[Sequence[str]], Float[np.ndarray, "texts"]]
 
-WEIGHTS = groups.OWN.parent
 EXCHANGED = {"madlibs": 700, "hatecheck": 500}  # rows in which groups are exchanged
 DECILES = 10
 TIMED = 256  # continuations whose scoring is timed
@@ -82,7 +81,7 @@ def examined(name: str) -> dict[str, Any]:
     scorer = toxicity.load(name)
     rows = public.registry()
     inputs = {
-        "scorer": [name, *(store.sha256_file(path) for path in sorted(WEIGHTS.glob("*.safetensors")))],
+        "scorer": [name, scorer.fingerprint],
         "public": [rows.sha256[file] for file in EVALUATION_ONLY],
         "own": [store.sha256_file(path) for path in sorted(groups.OWN.glob("*"))],
     }
@@ -220,7 +219,7 @@ def disguises(score: Score, rows: pd.DataFrame) -> dict[str, Any]:
 def own(score: Score, rows: pd.DataFrame) -> dict[str, dict[str, dict]]:
     """Our own *dev* sentences: share of harmless and of toxic ones right at .5, by category.
 
-    Who wrote them knew where scorers fail, so a share says nothing of text at large.
+    Scorers of ours were calibrated on them, so this is no test on unseen data.
     """
     right = (score(rows.text.tolist()) >= TOXIC) == rows.label.to_numpy(bool)
     frame, label, category = rows.frame.to_numpy(), rows.label.to_numpy(), rows.category.to_numpy()

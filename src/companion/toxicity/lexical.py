@@ -26,6 +26,7 @@ class LexicalScorer:
     """
 
     name = "lexical"
+    fingerprint = SHA256["model.joblib"]
 
     def __init__(self) -> None:
         folder = packaged.folder_of("profanity_check", INSTALL) / "data"

@@ -26,6 +26,7 @@ class Verdict:
 
     texts: list[str]
     toxicity: Float[np.ndarray, "texts"]
+    second: Float[np.ndarray, "texts"]
     lexical: Float[np.ndarray, "texts"]
     similarity: Float[np.ndarray, "texts"]
     bertscore: Float[np.ndarray, "texts"]
@@ -46,11 +47,18 @@ class Verdict:
         """Joint score per sentence (:func:`companion.marco.evaluation.quality.joint`)."""
         return quality.joint(self.toxicity, self.similarity, self.fluent)
 
+    @property
+    def joint_second(self) -> Float[np.ndarray, "texts"]:
+        """The same by the second scorer, which chose nothing."""
+        return quality.joint(self.second, self.similarity, self.fluent)
+
     def summary(self, original: Verdict, seed: int = 0) -> dict[str, Estimate]:
         """Each score with its interval; toxicity and perplexity against the originals, sentences paired."""
         return {
             "toxicity": estimates.mean(self.toxicity, seed),
             "drop": estimates.relative_drop(original.toxicity, self.toxicity, seed),
+            "second": estimates.mean(self.second, seed),
+            "second_drop": estimates.relative_drop(original.second, self.second, seed),
             "lexical": estimates.mean(self.lexical, seed),
             "lexical_drop": estimates.relative_drop(original.lexical, self.lexical, seed),
             "similarity": estimates.mean(self.similarity, seed),
@@ -60,6 +68,7 @@ class Verdict:
             "perplexity_ratio": self.perplexity_ratio(seed),
             "fluent": estimates.mean(self.fluent, seed),
             "joint": estimates.mean(self.joint, seed),
+            "joint_second": estimates.mean(self.joint_second, seed),
             "changed": estimates.mean(
                 [a != b for a, b in zip(self.texts, original.texts, strict=True)], seed
             ),
@@ -93,9 +102,10 @@ def _mean_nll(
 
 @dataclass(frozen=True)
 class Judges:
-    """Who scores: two scorers of toxicity (one is lexical), two encoders, a language model for fluency."""
+    """Who scores: the profile's scorer, the second and the lexical one, two encoders, a language model."""
 
     scorer: Scorer
+    second: Scorer
     lexical: Scorer
     similarity: quality.Similarity
     bertscore: quality.TokenSimilarity
@@ -106,6 +116,7 @@ class Judges:
         """The judges of a profile."""
         return cls(
             toxicity.load(profile.scorer),
+            toxicity.load("second"),
             toxicity.load("lexical"),
             quality.Similarity(),
             quality.TokenSimilarity(profile.encoder),
@@ -116,7 +127,9 @@ class Judges:
         """Score what each way made of the texts under ``original``; what several ways share is read once."""
         originals, n = rewrites["original"], len(rewrites["original"])
         texts = [text for some in rewrites.values() for text in some]
-        toxic, lexical = (quality.once(scorer, texts) for scorer in (self.scorer, self.lexical))
+        toxic, second, lexical = (
+            quality.once(scorer, texts) for scorer in (self.scorer, self.second, self.lexical)
+        )
         everywhere = originals * len(rewrites)
         similarity, bertscore = self.similarity(texts, everywhere), self.bertscore(texts, everywhere)
         nll, count = perplexity.nll(self.fluency, texts)
@@ -127,6 +140,7 @@ class Judges:
             verdicts[name] = Verdict(
                 some,
                 toxicity=np.array([toxic[text] for text in some]),
+                second=np.array([second[text] for text in some]),
                 lexical=np.array([lexical[text] for text in some]),
                 similarity=similarity[rows],
                 bertscore=bertscore[rows],
