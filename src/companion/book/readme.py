@@ -108,8 +108,9 @@ def update_readme(embedded: Path, public: Path) -> None:
             other = cells(f"{chapter}_drop_second_{what}", ".0%", row, 4).split(" | ")[0]
             interventions.append(f"| {row} | {cells(name, '.0%', row, 0)} | {price} | {other} |")
     write_block(page, "interventions", [EVERY, "|---|---|---|---|---|---|", *interventions])
-    for path in (paths.project() / "README.md", page):
-        write_block(path, "rulers", [RULERS_HEAD, "|---|---|---|---|", *_rulers(results[0])])
+    if {name for row in RULERS for name in row[2:] if name} <= set(results[0]):  # not of a part of the book
+        for path in (paths.project() / "README.md", page):
+            write_block(path, "rulers", [RULERS_HEAD, "|---|---|---|---|", *_rulers(results[0])])
 
 
 def _rulers(results: dict[str, dict[str, Any]]) -> list[str]:
