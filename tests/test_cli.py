@@ -272,20 +272,20 @@ def test_changed_parameters_get_a_folder_of_their_own(project):
 def test_chapter_key_follows_source_parameters_and_data(project, monkeypatch, tmp_path):
     [first, second] = contents.chapters()
     keys = [
-        runs.chapter_key(first, {"profile": "smoke"}),
-        runs.chapter_key(first, {"profile": "public"}),
-        runs.chapter_key(second, {"profile": "smoke"}),
+        runs.chapter_key(first, {"profile": "smoke"}, tmp_path),
+        runs.chapter_key(first, {"profile": "public"}, tmp_path),
+        runs.chapter_key(second, {"profile": "smoke"}, tmp_path),
     ]
-    assert runs.chapter_key(first, {"profile": "smoke"}) == keys[0]
+    assert runs.chapter_key(first, {"profile": "smoke"}, tmp_path) == keys[0]
     first.path.write_text(first.path.read_text(encoding="utf-8") + "\n", encoding="utf-8")
-    keys.append(runs.chapter_key(first, {"profile": "smoke"}))
+    keys.append(runs.chapter_key(first, {"profile": "smoke"}, tmp_path))
     shutil.copytree(paths.DATA / "prompts", tmp_path / "data" / "prompts")
     monkeypatch.setattr(paths, "DATA", tmp_path / "data")
-    keys.append(runs.chapter_key(first, {"profile": "smoke"}))
+    keys.append(runs.chapter_key(first, {"profile": "smoke"}, tmp_path))
     (tmp_path / "data" / "prompts" / "prompts.jsonl").write_text("", encoding="utf-8")
-    keys.append(runs.chapter_key(first, {"profile": "smoke"}))
+    keys.append(runs.chapter_key(first, {"profile": "smoke"}, tmp_path))
     (tmp_path / "data" / "prompts" / "README.md").write_text("a card changes no number", encoding="utf-8")
-    assert runs.chapter_key(first, {"profile": "smoke"}) == keys[-1]
+    assert runs.chapter_key(first, {"profile": "smoke"}, tmp_path) == keys[-1]
     assert len(set(keys)) == 6
 
 

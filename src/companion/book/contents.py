@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -29,6 +30,12 @@ class Chapter:
     @property
     def number(self) -> int:
         return int(self.path.stem.split("_", 1)[0])
+
+    @property
+    def sums_up(self) -> bool:
+        """Whether it shows results of the other chapters (``sums_up`` in the notebook's metadata)."""
+        metadata = json.loads(self.path.read_text(encoding="utf-8"))["metadata"]
+        return metadata.get("companion", {}).get("sums_up", False)
 
 
 def pages() -> list[str]:

@@ -68,6 +68,7 @@ def run(
             os.environ[name] = paths.absolute(os.environ[name])
     try:
         store.writable(folder / "logs")
+        os.environ[runs.RUN] = str(folder)
         for left in folder.glob(f"{KERNEL}*"):  # by a run that was killed
             shutil.rmtree(left, ignore_errors=True)
         for chapter in selected:
@@ -81,7 +82,7 @@ def run(
 
 
 def _run_chapter(chapter: Chapter, parameters: dict[str, object], folder: Path, force: bool) -> None:
-    output, key = folder / chapter.path.name, runs.chapter_key(chapter, parameters)
+    output, key = folder / chapter.path.name, runs.chapter_key(chapter, parameters, folder)
     title = f"chapter {chapter.number} {chapter.name}"
     if not force and runs.is_fresh(output, key):
         console.print(f"{title}: unchanged since its last run")

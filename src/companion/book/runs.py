@@ -30,6 +30,8 @@ LIBRARIES = (
     *("accelerate", "peft", "numpy", "safetensors"),
 )
 
+RUN = "COMPANION_RUN"  # tells kernels the folder of their run
+
 # Settings that may name a folder, or a file after this beginning.
 PLACES = {"model": "", "judge": "", "encoder": "", "scorer": "detoxify:", "scorers": "detoxify:"}
 
@@ -71,15 +73,18 @@ def literal(path: Path) -> str:
     return str(path).replace("{", "{{").replace("}", "}}")
 
 
-def chapter_key(chapter: Chapter, given: dict[str, object]) -> str:
-    """Key of everything an executed chapter depends on; ``given`` are its parameters."""
+def chapter_key(chapter: Chapter, given: dict[str, object], folder: Path) -> str:
+    """Key of everything an executed chapter of a run depends on; ``given`` are its parameters."""
     code = (".py", ".html", ".css", ".js", ".toml")
     sources = sorted(p for p in paths.PACKAGE.rglob("*") if p.suffix in code)
     sources += sorted(p for p in paths.DATA.rglob("*") if p.is_file() and p.suffix != ".md")
+    if not chapter.sums_up:  # no other chapter reads them
+        sources = [p for p in sources if p.name != "claims.toml" and p.parent.name != "editions"]
     digest = hashlib.sha256()
     for path in [chapter.path, *sources]:
         digest.update(path.read_bytes())
-    return store.key_of({"sources": digest.hexdigest(), "parameters": given, "versions": versions()})
+    inputs = {"sources": digest.hexdigest(), "parameters": given, "versions": versions()}
+    return store.key_of(inputs | ({"results": collected(folder, but=chapter)} if chapter.sums_up else {}))
 
 
 def is_fresh(output: Path, key: str) -> bool:
@@ -97,7 +102,7 @@ def changed(folder: Path, results: dict[str, Any]) -> list[str]:
     stale = []
     for chapter in contents.chapters():
         if chapter.name in results["chapters"]:
-            key = chapter_key(chapter, parameters(chapter, results["profile"], results["parameters"]))
+            key = chapter_key(chapter, parameters(chapter, results["profile"], results["parameters"]), folder)
             stale += [] if is_fresh(folder / chapter.path.name, key) else [chapter.name]
     return stale
 
@@ -127,19 +132,34 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version(), **libraries}
 
 
+def collected(folder: Path, but: Chapter | None = None) -> dict[str, dict[str, Any]]:
+    """The records of a run's executed chapters by name, each with the name of its chapter."""
+    results: dict[str, dict[str, Any]] = {}
+    for chapter in contents.chapters():
+        if chapter != but and (folder / chapter.path.name).is_file():
+            records = record.collect(folder / chapter.path.name)
+            records.pop("peak_memory", None)  # it is the process's, and never the same twice
+            results |= {name: {**value, "chapter": chapter.name} for name, value in records.items()}
+    return dict(sorted(results.items()))
+
+
+def current(profile: str) -> dict[str, dict[str, Any]]:
+    """For a chapter that sums up: results of the run that it belongs to, or else of the profile's last run."""
+    try:
+        return collected(Path(os.environ.get(RUN) or folder_of(profile, {})))
+    except CompanionError:  # outside of a checkout, as in Colab, there are no runs
+        return {}
+
+
 def write_results(folder: Path, profile: str, overrides: dict[str, object]) -> Path:
     """Collect the records of all executed chapters in a run into ``results.json`` (atomically)."""
-    results: dict[str, dict[str, Any]] = {}
     durations = {}
     for chapter in contents.chapters():
         output = folder / chapter.path.name
-        if not output.is_file():
-            continue
-        records = record.collect(output)
-        peak = records.pop("peak_memory", {}).get("value")
-        results |= {name: {**value, "chapter": chapter.name} for name, value in records.items()}
-        seconds = nbformat.read(output, as_version=4).metadata["companion"]["seconds"]
-        durations[chapter.name] = {"seconds": seconds, "peak_memory_mb": peak}
+        if output.is_file():
+            peak = record.collect(output).get("peak_memory", {}).get("value")
+            seconds = nbformat.read(output, as_version=4).metadata["companion"]["seconds"]
+            durations[chapter.name] = {"seconds": seconds, "peak_memory_mb": peak}
     machine = {
         "processor": platform.machine(),
         "cores": models.cores(),
@@ -149,7 +169,7 @@ def write_results(folder: Path, profile: str, overrides: dict[str, object]) -> P
     content = {
         "profile": profile,
         "parameters": overrides,
-        "results": dict(sorted(results.items())),
+        "results": collected(folder),
         "chapters": durations,
         "versions": versions(),
         "machine": machine,

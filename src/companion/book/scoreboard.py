@@ -1,0 +1,110 @@
+"""The scoreboard: the papers' claims beside what this run, the editions and both scorers say of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import matplotlib.pyplot as plt
+import pandas as pd
+from matplotlib.figure import Figure
+
+from companion.book import claims, editions, plots, runs
+from companion.book.claims import Claim, Results, Ruling, Verdict
+from companion.metrics.estimates import Estimate
+
+THIS_RUN = "this run"
+COLOURS = {
+    Verdict.HOLDS: plots.DPO,
+    Verdict.PART: plots.CONTROL,
+    Verdict.NOT: plots.ACCENT,
+    Verdict.OPEN: plots.BASE,
+}
+
+
+def columns(profile: str) -> dict[str, Results]:
+    """Results by column: of the run at hand, if any, and of the editions of other profiles."""
+    here = runs.current(profile) or editions.load(profile)["results"]
+    others = {name: editions.load(name)["results"] for name in editions.names() if name != profile}
+    return {THIS_RUN: here, **{f"edition {name}": found for name, found in others.items()}}
+
+
+def table(found: Mapping[str, Results]) -> pd.DataFrame:
+    """A row per claim: what was published, and in each column contrast, second scorer's, and verdict."""
+    listed = claims.load()
+    said = {column: {r.claim.id: r for r in claims.rulings(results)} for column, results in found.items()}
+    return pd.DataFrame(
+        {
+            "claim": claim.quote,
+            "source": claim.place,
+            "published": claim.published,
+            **{
+                column: _cell(claim, results, said[column].get(claim.id)) for column, results in found.items()
+            },
+        }
+        for claim in listed
+    )
+
+
+def verdicts(results: Results) -> dict[str, str]:
+    """The verdict on each claim that these results test, by its id."""
+    return {ruling.claim.id: str(ruling.verdict) for ruling in claims.rulings(results)}
+
+
+def _cell(claim: Claim, results: Results, ruling: Ruling | None) -> str:
+    if ruling is None:
+        return "not in this run"
+    second = f"; second scorer {_shown(results[claim.second])}" if claim.second in results else ""
+    return f"{ruling.verdict}: {_shown(results[claim.result])}{second}"
+
+
+def _shown(result: Mapping[str, Any]) -> str:
+    e = estimate(result)
+    return f"{e:+.3f}, n = {e.n:,}"
+
+
+def estimate(result: Mapping[str, Any]) -> Estimate:
+    """A recorded result as an estimate."""
+    return Estimate(result["value"], result["low"], result["high"], result["n"])
+
+
+def figure(results: Results) -> Figure:
+    """Each contrast in units of its least interesting effect: 0 is nothing, 1 is enough to matter.
+
+    A mark per claim with its interval, hollow for its nulls, in the colour of its verdict.
+    """
+    found = claims.rulings(results)
+    figure, ax = plt.subplots(figsize=(7.5, 0.48 * len(found) + 1.4))
+    for row, ruling in enumerate(found):
+        claim, colour = ruling.claim, COLOURS[ruling.verdict]
+        shown = {claim.result: ("o", colour, 0.0), claim.second: ("s", "none", 0.17)}
+        shown |= dict.fromkeys(claim.nulls, ("|", "none", -0.17))
+        for name, (marker, face, off) in shown.items():
+            if name in results:
+                e = _scaled(results[name], claim)
+                ax.errorbar(
+                    e.value,
+                    row + off,
+                    xerr=plots.reach([e]),
+                    fmt=marker,
+                    color=colour,
+                    mfc=face,
+                    ms=5,
+                    lw=1.2,
+                )
+    ax.axvline(0, color=plots.INK, lw=1)
+    ax.axvline(1, color=plots.INK, lw=1, ls="--")
+    ax.set(
+        yticks=range(len(found)),
+        yticklabels=[ruling.claim.quote for ruling in found],
+        ylim=(len(found) - 0.5, -0.5),
+        xlabel="effect, in units of the least that would matter (dashed)",
+        title="Does that result hold?",
+    )
+    ax.set_xscale("symlog", linthresh=2)
+    return figure
+
+
+def _scaled(result: Mapping[str, Any], claim: Claim) -> Estimate:
+    value, low, high = ((result[key] - claim.zero) / claim.least for key in ("value", "low", "high"))
+    return Estimate(value, min(low, high), max(low, high), result["n"])
