@@ -62,7 +62,7 @@ def outcome(chapter: str, name: str, summary: Mapping[str, Estimate], *, seed: i
 
 
 def contrast(name: str, one: Outcome, other: Outcome, *, seed: int) -> None:
-    """Record the paired difference in toxicity of two outcomes, by the scorer of the run and by the second one."""
+    """Record the paired difference in toxicity of two outcomes, and the same by the second scorer."""
     result(name, estimates.mean(one.toxicity - other.toxicity, seed), seed=seed)
     result(f"{name}_second", estimates.mean(one.second - other.second, seed), seed=seed)
 

@@ -144,7 +144,7 @@ def collected(folder: Path, but: Chapter | None = None) -> dict[str, dict[str, A
 
 
 def current(profile: str) -> dict[str, dict[str, Any]]:
-    """For a chapter that sums up: results of the run that it belongs to, or else of the profile's last run."""
+    """For a chapter that sums up: results of the run that it is part of, or of the profile's last one."""
     try:
         return collected(Path(os.environ.get(RUN) or folder_of(profile, {})))
     except CompanionError:  # outside of a checkout, as in Colab, there are no runs

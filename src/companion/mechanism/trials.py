@@ -10,7 +10,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
-import torch
 from jaxtyping import Float
 from torch import Tensor
 from tqdm import tqdm
