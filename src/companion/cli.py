@@ -53,7 +53,11 @@ def run(
 
 @app.command()
 def check(profile: ProfileOption = "embedded", set_: SetOption = None) -> None:
-    """Compare a run with its baseline and the papers; exit code 1 if a value differs or a chapter failed."""
+    """Compare a run with its edition, its baseline and the papers.
+
+    Exit code 1 if the verdict on a claim has changed, a result is missing or a chapter failed; a value that
+    has drifted while every verdict stands is reported only.
+    """
     book.require_tools()
     from companion.book import checks, runs
 
@@ -66,13 +70,19 @@ def check(profile: ProfileOption = "embedded", set_: SetOption = None) -> None:
     console.print(checks.table(rows))
     if not checks.baseline_path(profile).is_file():
         console.print(f"There is no baseline for the profile '{profile}': nothing was compared.")
-    wrong = [row.name for row in rows if row.ok is False] + missing
-    if wrong:
-        console.print(f"{len(wrong)} of {len(rows)} results differ or are missing: {', '.join(wrong)}")
+    if drifted := [row.name for row in rows if row.ok is False]:
+        console.print(f"{len(drifted)} of {len(rows)} results have drifted: {', '.join(drifted)}")
+    if missing:
+        console.print(f"{len(missing)} results are missing: {', '.join(missing)}")
+    verdicts = checks.changed_verdicts(results)
+    for claim, (before, now) in verdicts.items():
+        console.print(
+            f"The verdict on '{claim}' has changed: '{before}' in the edition, '{now}' in this run."
+        )
     if changed := runs.changed(folder, results):
         why = "their source, the package, its data or libraries"
         console.print(f"Changed since they were run ({why}): {', '.join(changed)}")
-    if wrong or failed:
+    if verdicts or missing or failed:
         raise typer.Exit(1)
 
 

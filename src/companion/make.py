@@ -92,6 +92,14 @@ def baseline(profile: ProfileOption = "embedded") -> None:
     checks.update_baseline(runs.folder_of(profile, {}))
 
 
+@app.command()
+def edition(profile: ProfileOption = "public") -> None:
+    """Take the results of a run as the edition of its profile, which figures and verdicts show."""
+    from companion.book import editions, runs
+
+    console.print(f"written to {editions.make(runs.folder_of(profile, {}))}")
+
+
 @app.command(
     help="Put the repository's address wherever it stands: "
     "the config, the set-up cells, the buttons, the citation."

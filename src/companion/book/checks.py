@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from companion import paths
-from companion.book import published_values, runs
+from companion.book import editions, published_values, runs, scoreboard
 
 # By the first pattern that a result's name has: a share of its interval's half width; a relative floor.
 TOLERANCES = Path(__file__).with_name("tolerances.tsv")
@@ -60,6 +60,13 @@ def compare(results: dict[str, Any]) -> tuple[list[Row], list[str]]:
     chapters = {result["chapter"] for result in results["results"].values()}
     expected = [name for name, entry in baseline.items() if entry["chapter"] in chapters]
     return rows, [name for name in expected if name not in results["results"]]
+
+
+def changed_verdicts(results: dict[str, Any]) -> dict[str, tuple[str, str]]:
+    """Verdicts of a run that are other than those of its profile's edition: before and now, by claim."""
+    before = scoreboard.verdicts(editions.load(results["profile"])["results"])
+    now = scoreboard.verdicts(results["results"])
+    return {name: (before[name], now[name]) for name in now if name in before and before[name] != now[name]}
 
 
 def _number(value: float | None) -> str:

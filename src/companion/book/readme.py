@@ -13,7 +13,7 @@ import pandas as pd
 import yaml
 
 from companion import paths
-from companion.book import plots, runs
+from companion.book import plots, runs, scoreboard
 from companion.errors import CompanionError
 from companion.metrics.estimates import Estimate
 
@@ -37,6 +37,7 @@ RULERS = (
     ("words for groups that MaRCo keeps", ".1%", "evaluation_groups_kept_marco", ""),
     ("other content words that MaRCo keeps (control)", ".1%", "evaluation_others_kept_marco", ""),
 )
+CLAIMS_HEAD = "| claim | where | published | embedded | public data |"
 RULERS_HEAD = "| result, embedded profile | under the old scorer | embedded scorer | second scorer |"
 
 
@@ -99,6 +100,9 @@ def update_readme(embedded: Path, public: Path) -> None:
     table = [HEAD, "|---|---|---|---|", *rows, source]
     for path in (paths.project() / "README.md", page):
         write_block(path, "results", table)
+    claimed = scoreboard.table({"embedded": results[0], "public data": results[1]}).itertuples(index=False)
+    rows = [f"| {' | '.join(row)} |" for row in claimed]
+    write_block(paths.project() / "README.md", "claims", [CLAIMS_HEAD, "|---|---|---|---|---|", *rows])
     interventions = []
     for name in results[0]:
         chapter, _, what = name.partition("_drop_")
