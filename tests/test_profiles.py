@@ -32,7 +32,7 @@ def test_profiles_differ_and_inherit():
     loaded = {name: profiles.load(name) for name in NAMES}
     assert len({tuple(map(str, asdict(p).values())) for p in loaded.values()}) == 4
     assert (
-        loaded["smoke"].scorer == loaded["embedded"].scorer
+        loaded["smoke"].scorers == loaded["embedded"].scorers
         and loaded["smoke"].prompts < loaded["embedded"].prompts
     )
     assert loaded["paper"].data == loaded["public"].data == "public"  # from public, through base
