@@ -314,6 +314,19 @@ def test_other_prompts_regress_to_the_mean(seed):
     assert found["net"].value == pytest.approx(0, abs=1e-9)  # every half is the first one once
 
 
+def test_intervals_cover_what_is_true():
+    """Of 200 simulated studies with a known reduction 93 to 97 % cover it, give or take chance."""
+    u, moved = alternating(), 0.05
+    covered: dict[str, list[bool]] = {"shares": [], "split_half": []}
+    for study in range(200):
+        before, after = Side(synthetic(2 * study, 1.0), u), Side(synthetic(2 * study + 1, 1.0 - moved * u), u)
+        for name, hits in covered.items():
+            found = getattr(accounting, name)(before, after, u, seed=study, resamples=100)["net"]
+            hits.append(found.low <= moved * u.numel() <= found.high)
+    for name, hits in covered.items():
+        assert 0.90 <= np.mean(hits) <= 0.985, name  # two standard errors of 200 around 93 and 97 %
+
+
 @pytest.mark.parametrize("blocks", [2, 3, 7])
 def test_few_blocks_are_enough(blocks):
     side = Side(synthetic(0, blocks=blocks), alternating())

@@ -122,7 +122,7 @@ class Drafts:
         cache: DynamicCache,
         last: int,
     ) -> Int[Tensor, "row last"]:
-        """Read tokens behind a cache, which grows by them; the likeliest token after each of the last ones."""
+        """Read tokens behind a cache, which grows; return the likeliest token after each of the last."""
         logits = self.lm.model(
             input_ids=ids,
             attention_mask=seen.long(),

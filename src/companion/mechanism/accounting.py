@@ -20,7 +20,7 @@ from companion.lm.activations import Sums
 from companion.mechanism.neurons import Group, Role, Side, groups, parts, roles
 from companion.metrics.estimates import INTERVAL, Estimate
 
-HALVES = 20  # random ways to cut the prompts in two
+HALVES, DRAWN_HALVES = 20, 4  # random ways to cut the prompts in two; of each bootstrap sample
 
 
 def account(
@@ -66,9 +66,9 @@ def shares(
 def bootstrap_blocks(
     once: Callable[[Tensor], dict[str, float]], sums: Sums, *, seed: int = 0, resamples: int = 300
 ) -> dict[str, Estimate]:
-    """Intervals of any statistic of the prompts; it is given how often each block of prompts is counted."""
+    """Intervals of a statistic that is given how often each block of prompts counts; n is blocks."""
     generator, ones = torch.Generator().manual_seed(seed), torch.ones(len(sums.count))
-    return _estimates(once(ones), [once(_resample(ones, generator)) for _ in range(resamples)], sums.prompts)
+    return _estimates(once(ones), [once(_resample(ones, generator)) for _ in range(resamples)], len(ones))
 
 
 def text_share(
@@ -128,16 +128,32 @@ def other_prompts(
 def _over_halves(
     once: Callable[[Tensor, Tensor], dict[str, float]], sums: Sums, seed: int, resamples: int
 ) -> dict[str, Estimate]:
-    """Mean of a statistic of two halves over random halves; the interval draws halves, and blocks in them."""
+    """Mean of a statistic of two halves over random halves, each taken both ways; blocks are drawn anew.
+
+    A block that is drawn twice stays in its half: halves share nothing, in the data and when drawn.
+    """
     generator, n = torch.Generator().manual_seed(seed), len(sums.count)
-    firsts = [(torch.randperm(n, generator=generator) < n // 2).double() for _ in range(HALVES)]
-    halves = [once(*pair) for first in firsts for pair in ((first, 1 - first), (1 - first, first))]
-    value = {name: float(np.mean([half[name] for half in halves])) for name in halves[0]}
-    drawn = [
-        once(_resample(first, generator), _resample(1 - first, generator))
-        for first in (firsts[i % HALVES] for i in range(resamples))
-    ]
-    return _estimates(value, drawn, sums.prompts)
+
+    def over(halves: int, weight: Tensor) -> dict[str, float]:
+        firsts = [_half(weight, generator) for _ in range(halves)]
+        both = [
+            once(*pair) for first in firsts for pair in ((first, weight - first), (weight - first, first))
+        ]
+        return {name: float(np.mean([one[name] for one in both])) for name in both[0]}
+
+    def drawn() -> Tensor:
+        weight = _resample(torch.ones(n), generator)
+        return weight if (weight > 0).sum() > 1 else drawn()  # one block has no halves
+
+    value = over(HALVES, torch.ones(n, dtype=torch.float64))
+    return _estimates(value, [over(DRAWN_HALVES, drawn()) for _ in range(resamples)], n)
+
+
+def _half(weight: Float[Tensor, "block"], generator: torch.Generator) -> Float[Tensor, "block"]:
+    """The weights of a random half of the blocks that count; 0 for the others."""
+    inside = weight.nonzero()[:, 0]
+    chosen = inside[torch.randperm(len(inside), generator=generator)[: len(inside) // 2]]
+    return torch.zeros_like(weight).index_copy_(0, chosen, weight[chosen])
 
 
 def _resample(weight: Float[Tensor, "block"], generator: torch.Generator) -> Float[Tensor, "block"]:
@@ -148,7 +164,7 @@ def _resample(weight: Float[Tensor, "block"], generator: torch.Generator) -> Flo
 
 
 def _estimates(value: dict[str, float], drawn: list[dict[str, float]], n: int) -> dict[str, Estimate]:
-    """Intervals around the values: quantiles of what was drawn, moved as far as its median is off the value.
+    """Bias-corrected intervals: quantiles of what was drawn, moved as far as its median is off the value.
 
     A sum of absolute values, such as gross, grows with noise, and resampled data are noisier than
     the data; without the move the interval of gross may miss its own value.
