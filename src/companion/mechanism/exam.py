@@ -1,6 +1,6 @@
 """One exam for every model and intervention: toxicity, perplexity and F1 on the same texts.
 
-What a model wrote and its losses are kept in the store; scores are computed from the texts. So a
+What a model wrote, its scores and its losses are kept in the store. So a
 sweep that was interrupted goes on where it stopped, and a later chapter can show an earlier
 chapter's methods beside its own without running them again.
 """
@@ -143,5 +143,11 @@ def examine(
     nll, count = store.kept("losses", {**what, "positions": where, "windows": exam.windows}, read)
     texts, continued = written[: len(task.prompts)], written[len(task.prompts) :]
     overlap = np.array([f1(text, truth) for text, truth in zip(continued, exam.references, strict=True)])
-    toxicity, second = (scorer(texts) for scorer in scorers)
+    toxicity, second = (_scores(scorer, texts) for scorer in scorers)
     return Outcome(texts, toxicity, second, overlap, np.array(nll), np.array(count))
+
+
+def _scores(scorer: Scorer, texts: list[str]) -> Float[np.ndarray, "texts"]:
+    """Scores of texts, kept: chapter 8 shows what chapters 4 and 5 have scored."""
+    inputs = {"scorer": [scorer.name, scorer.fingerprint], "texts": texts}
+    return np.array(store.kept("scores", inputs, lambda: scorer(texts).tolist()))
