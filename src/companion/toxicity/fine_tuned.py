@@ -67,6 +67,7 @@ class Head(nn.Module):
         self.mean, self.deviation = nn.Buffer(mean), nn.Buffer(deviation)
 
     def forward(self, features: Float[Tensor, "batch width"]) -> Float[Tensor, "batch"]:
+        """One logit per row of features."""
         return self.linear((features - self.mean) / self.deviation)[:, 0]
 
 
