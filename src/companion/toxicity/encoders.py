@@ -6,6 +6,7 @@ frozen in training is computed once (:mod:`companion.toxicity.training`).
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from typing import Any, ClassVar
 
@@ -22,7 +23,7 @@ Mask = Bool[Tensor, "batch pos"]
 States = Float[Tensor, "batch pos d_model"]
 
 
-class Encoder(nn.Module):
+class Encoder(nn.Module, ABC):
     """Embeddings and layers of a language model, and how its states are pooled."""
 
     n_frozen: ClassVar[int]  # layers that training leaves as they are
@@ -42,13 +43,13 @@ class Encoder(nn.Module):
         """What enters the first layer."""
         return self.embeddings(batch.ids)
 
+    @abstractmethod
     def run(self, states: States, mask: Mask, layers: slice) -> States:
         """The states after some of the layers; padding is on the right."""
-        raise NotImplementedError
 
+    @abstractmethod
     def pool(self, states: States, mask: Mask) -> Float[Tensor, "batch width"]:
         """One row of features per text."""
-        raise NotImplementedError
 
 
 def masked_mean(states: States, mask: Mask) -> Float[Tensor, "batch d_model"]:
@@ -70,9 +71,9 @@ class Half(Encoder):
         rows = tokens.encode(self.tokenizer, texts, max_tokens)
         return [row if row[0] == self.first else [self.first, *row[: max_tokens - 1]] for row in rows]
 
+    @abstractmethod
     def rotations(self, states: States) -> list[Any]:
         """Each layer's rotary embedding of the positions."""
-        raise NotImplementedError
 
     def run(self, states: States, mask: Mask, layers: slice) -> States:
         """Attention is causal and padding is on the right: no token sees it, so no mask is needed."""
