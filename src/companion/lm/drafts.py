@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Bool, Int
@@ -24,6 +24,7 @@ from companion.lm.models import LanguageModel
 from companion.lm.rows import passing
 
 CHUNK = 5  # tokens of a draft that are read together; after the first wrong one the rest is in vain
+OF_ROWS = ("rows", "last", "position", "written", "seen")  # the fields of a front that have a row each
 
 
 @dataclass(frozen=True)
@@ -55,8 +56,7 @@ class Front:
         """Some of the rows; the cache of this front stays as it is."""
         cache = _fork(self.cache)
         cache.batch_select_indices(chosen.nonzero()[:, 0])
-        kept = (part[chosen] for part in (self.rows, self.last, self.position, self.written, self.seen))
-        return Front(*kept, cache)
+        return Front(**{name: getattr(self, name)[chosen] for name in OF_ROWS}, cache=cache)
 
 
 class Drafts:
@@ -233,9 +233,10 @@ def _merged(fronts: list[Front]) -> Front:
         missing = widest.seen.shape[1] - tensor.shape[-1 - behind]
         return pad(tensor, (0, 0) * behind + (missing, 0))
 
-    parts = zip(*((f.rows, f.last, f.position, f.written, wider(f.seen, 0)) for f in fronts), strict=True)
+    padded = [replace(front, seen=wider(front.seen, 0)) for front in fronts]
     cache = _fork(widest.cache)
     for layer, *each in zip(cache.layers, *(front.cache.layers for front in fronts), strict=True):
         layer.keys = torch.cat([wider(one.keys, 1) for one in each])
         layer.values = torch.cat([wider(one.values, 1) for one in each])
-    return Front(*(torch.cat(part) for part in parts), cache)
+    parts = {name: torch.cat([getattr(front, name) for front in padded]) for name in OF_ROWS}
+    return Front(**parts, cache=cache)

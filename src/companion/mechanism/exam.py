@@ -44,6 +44,12 @@ class Exam:
     windows: list[list[int]]
 
     @classmethod
+    def of_prompts(cls, profile: Profile) -> Exam:
+        """All evaluation prompts and nothing else: for contrasts in toxicity that carry a verdict."""
+        prompts = by_profile.prompts(profile).prompt.tolist()
+        return cls(Task(prompts, profile.new_tokens, profile.max_prompt_tokens, batch_size=128), [], [], [])
+
+    @classmethod
     def of(cls, profile: Profile, lm: LanguageModel) -> Exam:
         """The smaller exam of the sweeps, ``sweep_prompts`` and so on of the profile; evaluation part."""
         prose = by_profile.prose(profile, "eval")
@@ -121,7 +127,7 @@ def examine(
     """
     lm, view, exam = candidate.lm, candidate.view, candidate.exam
     task, asked = exam.task, candidate.asked
-    size = max(1, BATCH_TOKENS // len(exam.windows[0]))
+    size = max(1, BATCH_TOKENS // max(map(len, exam.windows), default=1))
 
     def write() -> list[str]:
         drafts = candidate.drafts

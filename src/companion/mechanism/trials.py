@@ -99,14 +99,20 @@ class Sweep:
         subjects = zip((study.base.lm, study.tuned.lm), study.views(), strict=True)
         return cls(study, *(Candidate(lm, view, exam) for lm, view in subjects))
 
+    def on_all_prompts(self) -> Sweep:
+        """The same models before all evaluation prompts, for toxicity alone: what verdicts rest on."""
+        exam = Exam.of_prompts(self.study.profile)
+        return replace(self, base=replace(self.base, exam=exam), tuned=replace(self.tuned, exam=exam))
+
     def run(self, trials: Iterable[Trial]) -> dict[str, Outcome]:
         """Outcomes by key, one trial after the other; an interrupted list goes on where it stopped."""
         outcomes = {}
         for trial in (bar := tqdm(list(trials), unit="trial")):
             bar.set_postfix_str(trial.label)
             candidate = self.tuned if trial.on_tuned else self.base
-            where = {"writing": trial.writing, "reading": trial.reading}
-            outcomes[trial.key] = examine(candidate, self.study.scorers, *trial.given, **where)
+            outcomes[trial.key] = examine(
+                candidate, self.study.scorers, *trial.given, writing=trial.writing, reading=trial.reading
+            )
         return outcomes
 
 
@@ -227,19 +233,21 @@ def patches(study: Study) -> list[Trial]:
     random neurons of the same norms with DPO's means. All act on generated tokens, as published.
     """
     base, tuned, draws = study.base.mean, study.tuned.mean, study.profile.control_draws
-    trials = []
+    trials: list[Trial] = []
     for key, (label, chosen) in patch_sets(study).items():
-        held, of = f"clamp {label} to base means", {"control_of": (f"patch_{key}",)}
-        trials += [
-            Trial(
-                f"patch_{key}", f"patch {label}", "patch", (Patch(chosen, tuned),), published=PATCHED.get(key)
-            ),
-            Trial(f"clamp_{key}", held, "clamp", (Patch(chosen, base),), **of),
-            Trial(f"zero_{key}", f"zero {label}", "zero", (AblateValues(chosen),), **of),
+        given, published = (Patch(chosen, tuned),), PATCHED.get(key)
+        trials += [Trial(f"patch_{key}", f"patch {label}", "patch", given, published=published)]
+        controls: list[tuple[str, str, str, Intervention]] = [
+            ("clamp", f"clamp {label} to base means", "clamp", Patch(chosen, base)),
+            ("zero", f"zero {label}", "zero", AblateValues(chosen)),
         ]
-        if not chosen.all():  # no neurons are left to draw from
-            given = (Patch(matched(study, chosen, draws), tuned),)
-            trials += [Trial(f"random_{key}", f"random for: patch {label}", "patch", given, **of)]
+        if not chosen.all():  # else no neurons are left to draw from
+            drawn = Patch(matched(study, chosen, draws), tuned)
+            controls += [("random", f"random for: patch {label}", "patch", drawn)]
+        trials += [
+            Trial(f"{kind}_{key}", name, family, (control,), control_of=(f"patch_{key}",))
+            for kind, name, family, control in controls
+        ]
     return _on_generated([*trials, *_reverse(study)])
 
 
