@@ -29,6 +29,7 @@ MAGIC = "%%prose"
 NAME = re.compile(r"\{\{([A-Za-z_]\w*)\}\}")
 UNKNOWN = "…"  # stands for a result that is not there yet
 _texts: dict[str, str] = {}  # of this kernel
+_records: dict[str, dict[str, Any]] = {}  # of this kernel, by the result's name
 _shown: dict[str, DisplayHandle] = {}  # prose that this kernel has shown, by its source
 
 
@@ -48,7 +49,13 @@ def result(name: str, value: Estimate | float, *, seed: int, digits: int = 3, pe
     if isinstance(value, Estimate):
         text(f"{name}_ci", f"{shown}, n = {estimate.n:,}")
         record |= {"low": _plain(estimate.low), "high": _plain(estimate.high), "n": estimate.n}
+    _records[name] = record
     _store(PREFIX + name, record)
+
+
+def recorded() -> Mapping[str, Mapping[str, Any]]:
+    """What this kernel has recorded: value, low, high and n by name."""
+    return _records
 
 
 def outcome(chapter: str, name: str, summary: Mapping[str, Estimate], *, seed: int) -> None:

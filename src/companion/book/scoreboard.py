@@ -9,7 +9,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.figure import Figure
 
-from companion.book import claims, editions, plots, runs
+from companion.book import claims, editions, plots, record, runs
 from companion.book.claims import Claim, Results, Ruling, Verdict
 from companion.metrics.estimates import Estimate
 
@@ -49,6 +49,28 @@ def table(found: Mapping[str, Results]) -> pd.DataFrame:
 def verdicts(results: Results) -> dict[str, str]:
     """The verdict on each claim that these results test, by its id."""
     return {ruling.claim.id: str(ruling.verdict) for ruling in claims.rulings(results)}
+
+
+def conclude(profile: str, *ids: str) -> None:
+    """Store ``verdict_{id}`` for a chapter's prose: what its contrasts say of claims, in a sentence.
+
+    Corrected for the contrasts of this chapter only; the scoreboard corrects for all. Where this run cannot
+    tell, the editions of other profiles are asked.
+    """
+    asked = [claim for claim in claims.load() if claim.id in ids]
+    for ruling in claims.rulings(record.recorded(), asked):
+        name = "verdict_" + ruling.claim.id.replace("-", "_")
+        record.text(name, f"**{ruling.verdict}** ({ruling.because}){_elsewhere(profile, ruling)}")
+
+
+def _elsewhere(profile: str, ruling: Ruling) -> str:
+    """What editions of other profiles say where this run cannot tell."""
+    said = []
+    for name in editions.names() if ruling.verdict is Verdict.OPEN else []:
+        found = verdicts(editions.load(name)["results"]).get(ruling.claim.id)
+        if name != profile and found not in (None, Verdict.OPEN):
+            said.append(f"; in the edition of the profile *{name}* it **{found}**")
+    return "".join(said)
 
 
 def _cell(claim: Claim, results: Results, ruling: Ruling | None) -> str:
