@@ -20,7 +20,7 @@ from companion.lm.activations import Sums
 from companion.mechanism.neurons import Group, Role, Side, groups, parts, roles
 from companion.metrics.estimates import INTERVAL, Estimate
 
-HALVES, DRAWN_HALVES = 20, 4  # random ways to cut the prompts in two; of each bootstrap sample
+HALVES, DRAWN_HALVES = 20, 2  # random ways to cut the prompts in two; of each bootstrap sample
 
 
 def account(
@@ -36,11 +36,12 @@ def account(
     sums = {
         "gross": down.sum().item(),
         "net": reduction.sum().item(),
+        "raise": (down - reduction).sum().item(),
         "reducing": reduces.double().mean().item(),
     }
     by_kind = {"gross": down, "net": reduction, "raise": down - reduction}
     for name, values in by_kind.items():
-        of = torch.zeros(4, dtype=torch.float64).index_add_(0, group.flatten(), values.flatten().double())
+        of = torch.bincount(group.flatten(), values.flatten().double(), minlength=4)
         sums |= {f"{name}_{g.name}": of[g].item() for g in Group}
         if name != "raise":
             sums |= {f"{name}_share_{g.name}": (of[g] / sums[name]).item() for g in Group}
@@ -106,10 +107,50 @@ def split_half(
     Free of regression to the mean: chance cannot choose a neuron and count it, too.
     """
 
+    return _over_halves(lambda *halves: _crossed(before, after, cosine, *halves), before.sums, seed, resamples)
+
+
+def excess(
+    before: Side,
+    after: Side,
+    control: Side,
+    cosine: Float[Tensor, "layer d_mlp"],
+    *,
+    seed: int = 0,
+    resamples: int = 300,
+) -> dict[str, Estimate]:
+    """:func:`split_half` of the change to ``after`` minus that of the change to ``control``, prompts paired."""
+
+    def once(first: Tensor, second: Tensor) -> dict[str, float]:
+        found, null = (_crossed(before, side, cosine, first, second) for side in (after, control))
+        return {name: value - null[name] for name, value in found.items()}
+
+    return _over_halves(once, before.sums, seed, resamples)
+
+
+def _crossed(
+    before: Side, after: Side, cosine: Float[Tensor, "layer d_mlp"], first: Tensor, second: Tensor
+) -> dict[str, float]:
+    """The account of the second half's prompts, groups and directions settled on the first half's."""
+    base = before.sums.weighted(first)
+    chosen = groups(cosine, base), base * before.projected - after.part(first) > 0
+    return account(before.part(second) - after.part(second), *chosen)
+
+
+def beyond_other_prompts(
+    before: Side, after: Side, cosine: Float[Tensor, "layer d_mlp"], *, seed: int = 0, resamples: int = 300
+) -> dict[str, Estimate]:
+    """:func:`account` of ``after``, as published, minus that of ``before`` itself on other prompts.
+
+    Both begin with ``before`` on the same half of the prompts, so that the same groups lose by the same luck.
+    What is left is not regression to the mean.
+    """
+
     def once(first: Tensor, second: Tensor) -> dict[str, float]:
         base = before.sums.weighted(first)
-        chosen = groups(cosine, base), base * before.projected - after.part(first) > 0
-        return account(before.part(second) - after.part(second), *chosen)
+        group, part = groups(cosine, base), base * before.projected
+        found, null = (account(part - p, group) for p in (after.part(first), before.part(second)))
+        return {name: value - null[name] for name, value in found.items()}
 
     return _over_halves(once, before.sums, seed, resamples)
 
