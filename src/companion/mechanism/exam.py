@@ -150,7 +150,7 @@ def examine(
     texts, continued = written[: len(task.prompts)], written[len(task.prompts) :]
     overlap = np.array([f1(text, truth) for text, truth in zip(continued, exam.references, strict=True)])
     toxicity, second = (_scores(scorer, texts) for scorer in scorers)
-    return Outcome(texts, toxicity, second, overlap, np.array(nll), np.array(count))
+    return Outcome(texts, toxicity, second, overlap, np.array(nll, dtype=float), np.array(count, dtype=int))
 
 
 def _scores(scorer: Scorer, texts: list[str]) -> Float[np.ndarray, "texts"]:

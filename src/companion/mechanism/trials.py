@@ -102,6 +102,8 @@ class Sweep:
     def on_all_prompts(self) -> Sweep:
         """The same models before all evaluation prompts, for toxicity alone: what verdicts rest on."""
         exam = Exam.of_prompts(self.study.profile)
+        if exam.task == self.base.exam.task:
+            return self  # its exam has them all
         return replace(self, base=replace(self.base, exam=exam), tuned=replace(self.tuned, exam=exam))
 
     def run(self, trials: Iterable[Trial]) -> dict[str, Outcome]:
