@@ -8,7 +8,7 @@ import matplotlib.pyplot as plt
 import pytest
 
 from companion import paths
-from companion.book import readme
+from companion.book import claims, readme
 
 
 def results(folder, **values):
@@ -37,7 +37,9 @@ def project(tmp_path, monkeypatch):
     monkeypatch.setattr(paths, "project", lambda: tmp_path)
     (tmp_path / "pages").mkdir()
     for page in ("README.md", "pages/public_results.md"):
-        blocks = "\n".join(f"<!-- {name} -->\n<!-- /{name} -->" for name in ("results", "interventions"))
+        blocks = "\n".join(
+            f"<!-- {name} -->\n<!-- /{name} -->" for name in ("results", "claims", "interventions")
+        )
         (tmp_path / page).write_text(f"before\n{blocks}\nafter\n", encoding="utf-8")
     yield tmp_path
     plt.close("all")
@@ -84,6 +86,16 @@ def test_chapters_that_a_run_lacks_keep_their_cells(project):
         ]
         * 2
     )
+
+
+def test_the_table_of_claims_is_written_by_whole_runs_only(project):
+    names = [claim.result for claim in claims.load()]
+    page = project / "README.md"
+    readme.update_readme(results(project / "part", **dict.fromkeys(names[1:], 0.5)), project / "none")
+    assert claims.load()[0].quote not in page.read_text(encoding="utf-8")
+    readme.update_readme(results(project / "all", **dict.fromkeys(names, 0.5)), project / "none")
+    written = page.read_text(encoding="utf-8")
+    assert all(f"| {claim.quote} | {claim.place} |" in written for claim in claims.load())
 
 
 def test_the_table_of_rulers_is_written_by_whole_runs_only(project):

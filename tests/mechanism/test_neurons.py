@@ -329,7 +329,9 @@ def test_a_share_beyond_other_prompts_is_no_regression_to_the_mean():
     u = alternating()
     before, noise = Side(synthetic(0), u), Side(synthetic(1), u)
     nothing = accounting.beyond_other_prompts(before, noise, u)["gross_share_TP"]
-    assert accounting.shares(before, noise, u)["gross_share_TP"].low > 0.3  # a share, if one were to believe it
+    assert (
+        accounting.shares(before, noise, u)["gross_share_TP"].low > 0.3
+    )  # a share, if one were to believe it
     assert nothing.low < 0 < nothing.high and abs(nothing.value) < 0.1
     toxic = Side(synthetic(1, -2.0 * (u > 0)), u)  # all toxic neurons fall
     assert accounting.beyond_other_prompts(before, toxic, u)["gross_share_TP"].low > 0.05

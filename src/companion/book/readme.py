@@ -13,7 +13,8 @@ import pandas as pd
 import yaml
 
 from companion import paths
-from companion.book import plots, runs, scoreboard
+from companion.book import claims, editions, plots, runs, scoreboard
+from companion.book.claims import Results
 from companion.errors import CompanionError
 from companion.metrics.estimates import Estimate
 
@@ -37,7 +38,6 @@ RULERS = (
     ("words for groups that MaRCo keeps", ".1%", "evaluation_groups_kept_marco", ""),
     ("other content words that MaRCo keeps (control)", ".1%", "evaluation_others_kept_marco", ""),
 )
-CLAIMS_HEAD = "| claim | where | published | embedded | public data |"
 RULERS_HEAD = "| result, embedded profile | under the old scorer | embedded scorer | second scorer |"
 
 
@@ -100,9 +100,7 @@ def update_readme(embedded: Path, public: Path) -> None:
     table = [HEAD, "|---|---|---|---|", *rows, source]
     for path in (paths.project() / "README.md", page):
         write_block(path, "results", table)
-    claimed = scoreboard.table({"embedded": results[0], "public data": results[1]}).itertuples(index=False)
-    rows = [f"| {' | '.join(row)} |" for row in claimed]
-    write_block(paths.project() / "README.md", "claims", [CLAIMS_HEAD, "|---|---|---|---|---|", *rows])
+    _update_claims(results[0])
     interventions = []
     for name in results[0]:
         chapter, _, what = name.partition("_drop_")
@@ -136,6 +134,16 @@ def _cells(page: Path) -> dict[tuple[str, int], str]:
     lines = page.read_text(encoding="utf-8").splitlines()
     rows = (line.strip("|").split(" | ") for line in lines if line.startswith("| "))
     return {(name.strip(), i): cell.strip() for name, *cells in rows for i, cell in enumerate(cells)}
+
+
+def _update_claims(results: Results) -> None:
+    """Rewrite the README's table of claims, if the run has tested all of them; beside it all other editions."""
+    if all(claim.result in results for claim in claims.load()):
+        others = {name: editions.load(name)["results"] for name in editions.names() if name != "embedded"}
+        claimed = scoreboard.table({"embedded": results, **others})
+        rows = [claimed.columns, ["---"] * len(claimed.columns), *claimed.itertuples(index=False)]
+        lines = [f"| {' | '.join(row)} |" for row in rows]
+        write_block(paths.project() / "README.md", "claims", lines)
 
 
 def write_block(path: Path, name: str, lines: Iterable[str]) -> None:

@@ -107,7 +107,9 @@ def split_half(
     Free of regression to the mean: chance cannot choose a neuron and count it, too.
     """
 
-    return _over_halves(lambda *halves: _crossed(before, after, cosine, *halves), before.sums, seed, resamples)
+    return _over_halves(
+        lambda *halves: _crossed(before, after, cosine, *halves), before.sums, seed, resamples
+    )
 
 
 def excess(
