@@ -137,7 +137,7 @@ def _cells(page: Path) -> dict[tuple[str, int], str]:
 
 
 def _update_claims(results: Results) -> None:
-    """Rewrite the README's table of claims, if the run has tested all of them; beside it all other editions."""
+    """Rewrite the README's table of claims, beside the run all other editions, if the run tests every one."""
     if all(claim.result in results for claim in claims.load()):
         others = {name: editions.load(name)["results"] for name in editions.names() if name != "embedded"}
         claimed = scoreboard.table({"embedded": results, **others})

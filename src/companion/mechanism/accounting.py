@@ -121,7 +121,7 @@ def excess(
     seed: int = 0,
     resamples: int = 300,
 ) -> dict[str, Estimate]:
-    """:func:`split_half` of the change to ``after`` minus that of the change to ``control``, prompts paired."""
+    """:func:`split_half` of the change to ``after`` minus that to ``control``, prompts paired."""
 
     def once(first: Tensor, second: Tensor) -> dict[str, float]:
         found, null = (_crossed(before, side, cosine, first, second) for side in (after, control))
