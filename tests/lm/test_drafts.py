@@ -14,7 +14,7 @@ from companion.lm import drafts as module
 from companion.lm.anatomy import bridge, neuron_sites
 from companion.lm.drafts import Drafts
 from companion.lm.generation import generate
-from companion.mechanism.interventions import AblateValues, Patch, Positions, applied
+from companion.mechanism.interventions import AblateValues, Patch, Positions, Subtract, applied
 from companion.metrics.perplexity import cross_entropy
 
 NEW = 13
@@ -71,7 +71,7 @@ def test_variants_write_what_ordinary_decoding_writes(both, prompts, share, chun
         assert torch.equal(again.ids, drafts.plain.ids) and torch.equal(again.mask, drafts.plain.mask)
 
 
-@pytest.mark.parametrize("kind", ["ablate", "patch"])
+@pytest.mark.parametrize("kind", ["ablate", "patch", "subtract"])
 def test_each_prompt_has_its_own_draw(both, prompts, kind):
     """A batch with a mask for each prompt is every prompt alone with its mask; draws are counted round."""
     lm, view = both
@@ -79,23 +79,27 @@ def test_each_prompt_has_its_own_draw(both, prompts, kind):
     drawn = torch.rand(shape, generator=torch.Generator().manual_seed(1)) < 0.3
     values = torch.randn(shape[1:], generator=torch.Generator().manual_seed(2))
 
-    def given(neurons):
-        return AblateValues(neurons) if kind == "ablate" else Patch(neurons, values)
+    directions = torch.randn(3, view.cfg.d_model, generator=torch.Generator().manual_seed(3))
+
+    def given(draw):
+        if kind == "subtract":
+            return Subtract(directions[draw], 2.0, 0)
+        return AblateValues(drawn[draw]) if kind == "ablate" else Patch(drawn[draw], values)
 
     size = {"new_tokens": NEW, "max_prompt_tokens": 9}
     drafts = Drafts(lm, prompts, **size, batch_size=4)
     windows = [[5, 6, 7, 8], [9, 10, 11], [12, 13, 14, 15], [16, 17, 18]]
-    with applied(view, given(drawn), positions=Positions.ALL):
+    with applied(view, given(slice(None)), positions=Positions.ALL):
         together, (nll, _) = drafts.variant(whole=True), cross_entropy(lm, windows, batch_size=3)
     for draw in range(3):
-        with applied(view, given(drawn[draw]), positions=Positions.ALL):
+        with applied(view, given(draw), positions=Positions.ALL):
             alone = generate(lm, prompts, **size)
             losses, _ = cross_entropy(lm, windows)
         mine = [i for i in range(len(prompts)) if i % 3 == draw]
         assert torch.equal(together.ids[mine], alone.ids[mine])
         assert nll[draw::3] == pytest.approx(losses[draw::3], rel=1e-5)
     with (
-        applied(view, given(drawn), positions=Positions.ALL),
+        applied(view, given(slice(None)), positions=Positions.ALL),
         pytest.raises(CompanionError, match="which prompt a row is"),
     ):
         generate(lm, prompts, **size)

@@ -269,7 +269,7 @@ def misfits(it: Bridged) -> dict[str, object]:
         "values of another shape": Patch(neurons, values[:, :-1]),
         "turned": AblateValues(neurons.T),
         "short direction": Subtract(torch.ones(31), 1.0, 0),
-        "direction as a row": Subtract(torch.ones(1, 32), 1.0, 0),
+        "direction as a box": Subtract(torch.ones(1, 1, 32), 1.0, 0),
         "no such layer": Subtract(torch.ones(32), 1.0, layers),
         "layer -1": Subtract(torch.ones(32), 1.0, -1),
     }

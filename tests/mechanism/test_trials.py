@@ -16,7 +16,7 @@ from companion.data import by_profile
 from companion.lm import anatomy, drafts, generation
 from companion.mechanism import neurons, study
 from companion.mechanism.exam import BATCH_TOKENS, Outcome, examine
-from companion.mechanism.interventions import AblateValues, Positions, applied
+from companion.mechanism.interventions import CONTEXT, AblateValues, Positions, applied
 from companion.mechanism.neurons import Group
 from companion.mechanism.selection import (
     CIVIL_WORDS,
@@ -99,16 +99,19 @@ def test_patch_sets_fit_together(s):
 @pytest.mark.parametrize("random", [False, True])
 def test_editing_takes_its_share_of_every_group(s, random):
     patch = edited(s, s.cosine, 0.25, 0.5, random=random)
+    draws = patch.neurons if random else patch.neurons[None]
+    assert len(draws) == (s.profile.control_draws if random else 1)
     factor = {Group.TP: 0.75, Group.AN: 0.75, Group.AP: 1.25, Group.TN: 1.25}
     for g in Group:
         members = s.members(g)
-        assert (patch.neurons & members).sum() == round(0.5 * int(members.sum()))
+        assert {int((one & members).sum()) for one in draws} == {round(0.5 * int(members.sum()))}
         torch.testing.assert_close(patch.values[members], s.base.mean[members] * factor[g])
-        inside, outside = s.cosine[patch.neurons & members].abs(), s.cosine[members & ~patch.neurons].abs()
+        inside, outside = s.cosine[draws[0] & members].abs(), s.cosine[members & ~draws[0]].abs()
         if not random:
             assert (
                 inside.min() >= outside.max() if g in (Group.TP, Group.AN) else inside.max() <= outside.min()
             )
+    assert not random or not draws[0].equal(draws[1])
     clamp = edited(s, s.cosine, 0.0, 0.5)
     assert clamp.values.equal(s.base.mean)
 
@@ -182,7 +185,9 @@ def test_an_exam_without_interventions_is_the_plain_model(s, sweep):
     exam = sweep.base.exam
     settings = {"new_tokens": exam.task.new_tokens, "max_prompt_tokens": exam.task.max_prompt_tokens}
     assert outcome.texts == generation.generate(s.base.lm, exam.task.prompts, **settings).texts
-    assert outcome.nll == pytest.approx(perplexity.cross_entropy(s.base.lm, exam.windows)[0], rel=1e-5)
+    assert outcome.nll == pytest.approx(
+        perplexity.cross_entropy(s.base.lm, exam.windows, context=CONTEXT)[0], rel=1e-5
+    )
     assert len(outcome.f1) == len(exam.references) == s.profile.sweep_sentences
     summary = outcome.summary(outcome)
     assert summary["drop"].value == summary["perplexity_rise"].value == summary["f1_change"].value == 0

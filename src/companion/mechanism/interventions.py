@@ -20,7 +20,7 @@ from enum import Enum
 from typing import Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 from transformer_lens import TransformerBridge
 
@@ -65,19 +65,19 @@ class Intervention(Protocol):
 class Subtract:
     """x ← x − scale · direction in the residual stream behind block ``layer`` (Lee et al., 3.3)."""
 
-    direction: Float[Tensor, "d_model"]
+    direction: Float[Tensor, "*draw d_model"]
     scale: float
     layer: int
 
     def edits(self, model: TransformerBridge) -> dict[str, Edit]:
         _require(
-            tuple(self.direction.shape) == (model.cfg.d_model,),
+            self.direction.ndim in (1, 2) and self.direction.shape[-1] == model.cfg.d_model,
             f"the direction needs {model.cfg.d_model} numbers, not {tuple(self.direction.shape)}",
         )
         n = model.cfg.n_layers
         _require(0 <= self.layer < n, f"there is no layer {self.layer}: the model has {n}")
-        step = (self.scale * self.direction).to(model.cfg.device)
-        return {f"blocks.{self.layer}.hook_out": lambda x: x - step.to(x.dtype)}
+        step = _of_rows((self.scale * self.direction).to(model.cfg.device))
+        return {f"blocks.{self.layer}.hook_out": lambda x: x - step().to(x.dtype)}
 
     @property
     def fingerprint(self) -> str:
@@ -148,7 +148,8 @@ class Patch:
 
     @property
     def fingerprint(self) -> str:
-        return _digest("patch", self.neurons, torch.where(self.neurons, self.values, 0))
+        held = self.neurons.flatten(0, -3).any(0) if self.neurons.ndim == 3 else self.neurons
+        return _digest("patch", self.neurons, torch.where(held, self.values, 0))
 
 
 @contextmanager
@@ -228,21 +229,21 @@ def _by_layer(
     )
     layers = neurons.flatten(0, -3).any(0) if neurons.ndim == 3 else neurons
     return {
-        f"blocks.{layer}.mlp.{site}": edit(layer, _chosen(neurons[..., layer, :].to(model.cfg.device)))
+        f"blocks.{layer}.mlp.{site}": edit(layer, _of_rows(neurons[..., layer, :].to(model.cfg.device)))
         for layer in layers.any(-1).nonzero()[:, 0].tolist()
     }
 
 
-def _chosen(neurons: Bool[Tensor, "*draw d_mlp"]) -> Callable[[], Tensor]:
-    """What is chosen in a pass: the same in each row, or in each row its draw."""
+def _of_rows(given: Shaped[Tensor, "*draw n"]) -> Callable[[], Tensor]:
+    """What holds in a pass: the same in each row, or in each row its draw."""
 
-    def of_rows() -> Tensor:
+    def drawn() -> Tensor:
         items = rows.current()
         _require(items is not None, "which prompt a row is must be said (lm.rows) where each has a draw")
         assert items is not None
-        return neurons[items.to(neurons.device) % len(neurons)][:, None]  # row 1 d_mlp
+        return given[items.to(given.device) % len(given)][:, None]  # row 1 n
 
-    return (lambda: neurons) if neurons.ndim == 1 else of_rows
+    return (lambda: given) if given.ndim == 1 else drawn
 
 
 def _require(fits: bool, sentence: str) -> None:

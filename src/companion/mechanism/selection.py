@@ -69,18 +69,19 @@ def patch_sets(study: Study) -> dict[str, tuple[str, Neurons]]:
     }
 
 
-def directions(study: Study) -> dict[str, Float[Tensor, "d_model"]]:
-    """Unit directions by key: probe, most toxic value vector, first SVD direction, and a random one."""
+def directions(study: Study) -> dict[str, Float[Tensor, "*draw d_model"]]:
+    """Unit directions by key: probe, most toxic value vector, first SVD direction, draws of random ones."""
     stacked = torch.stack(list(neurons.value_vectors(study.base.lm))).flatten(0, 1).cpu()
     order = study.cosine.flatten().argsort(descending=True)
-    random = torch.randn(len(study.direction), generator=torch.Generator().manual_seed(study.profile.seed))
+    shape = study.profile.control_draws, len(study.direction)
+    random = torch.randn(shape, generator=torch.Generator().manual_seed(study.profile.seed))
     by_key = {
         "w": study.direction,
         "value": stacked[order[0]],
         "svd": probe.svd_directions(stacked[order[:128]], 1)[0],
         "random": random,
     }
-    return {key: d / d.norm() for key, d in by_key.items()}
+    return {key: d / d.norm(dim=-1, keepdim=True) for key, d in by_key.items()}
 
 
 def embedding_direction(study: Study) -> Float[Tensor, "d_model"]:
@@ -100,15 +101,21 @@ def edited(
     """Tuning-free editing (EMNLP version): clamp a share β of each group to its base mean times 1 ± α.
 
     TP and AN, those with the highest absolute cosine, are turned down to 1 − α; AP and TN, those with the
-    lowest, up to 1 + α. A negative α swaps the signs; ``random`` draws the neurons of each group.
+    lowest, up to 1 + α. A negative α swaps the signs; ``random`` draws the neurons of each group, as often as
+    the profile says.
     """
     mean = study.base.mean
     group = neurons.groups(cosine, mean)
-    chosen, factor = torch.zeros_like(group, dtype=torch.bool), torch.ones_like(mean)
-    noise = torch.rand(cosine.shape, generator=torch.Generator().manual_seed(study.profile.seed))
-    for g in Group:
-        down, members = g in (Group.TP, Group.AN), group == g
-        score = noise if random else cosine.abs() * (1 if down else -1)
-        chosen |= top(score, round(beta * int(members.sum())), members)
-        factor[members] = 1 - alpha if down else 1 + alpha
-    return Patch(chosen, mean * factor)
+    down = (group == Group.TP) | (group == Group.AN)
+
+    def chosen(score: Float[Tensor, "layer d_mlp"]) -> Neurons:
+        members = (group == g for g in Group)
+        return torch.stack([top(score, round(beta * int(m.sum())), m) for m in members]).any(0)
+
+    if random:
+        noise = torch.Generator().manual_seed(study.profile.seed)
+        draws = range(study.profile.control_draws)
+        held = torch.stack([chosen(torch.rand(cosine.shape, generator=noise)) for _ in draws])
+    else:
+        held = chosen(torch.where(down, cosine.abs(), -cosine.abs()))
+    return Patch(held, mean * torch.where(down, 1 - alpha, 1 + alpha))

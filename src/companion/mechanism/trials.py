@@ -156,7 +156,7 @@ def _pool(study: Study, kind: str) -> Neurons | None:
 def calibrated(
     lm: LanguageModel,
     view: TransformerBridge,
-    direction: Float[Tensor, "d_model"],
+    direction: Float[Tensor, "*draw d_model"],
     windows: list[list[int]],
     rise: float,
 ) -> Subtract:
