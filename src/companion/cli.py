@@ -55,8 +55,8 @@ def run(
 def check(profile: ProfileOption = "embedded", set_: SetOption = None) -> None:
     """Compare a run with its edition, its baseline and the papers.
 
-    Exit code 1 if the verdict on a claim has changed, a result is missing or a chapter failed; a value that
-    has drifted while every verdict stands is reported only.
+    Exit code 1 if the verdict on a claim has changed and what it rests on is out of tolerance, if a result is
+    missing or if a chapter failed; a value that has drifted while verdicts stand is reported only.
     """
     book.require_tools()
     from companion.book import checks, runs
@@ -74,15 +74,15 @@ def check(profile: ProfileOption = "embedded", set_: SetOption = None) -> None:
         console.print(f"{len(drifted)} of {len(rows)} results have drifted: {', '.join(drifted)}")
     if missing:
         console.print(f"{len(missing)} results are missing: {', '.join(missing)}")
-    verdicts = checks.changed_verdicts(results)
-    for claim, (before, now) in verdicts.items():
-        console.print(
-            f"The verdict on '{claim}' has changed: '{before}' in the edition, '{now}' in this run."
-        )
+    changes = checks.changed_verdicts(results, rows)
+    for change in changes:
+        why = "" if change.drifted else " What it rests on is within tolerance: it stands on the border."
+        said = f"'{change.before}' in the edition, '{change.now}' in this run."
+        console.print(f"The verdict on '{change.claim}' has changed: {said}{why}")
     if changed := runs.changed(folder, results):
         why = "their source, the package, its data or libraries"
         console.print(f"Changed since they were run ({why}): {', '.join(changed)}")
-    if verdicts or missing or failed:
+    if any(change.drifted for change in changes) or missing or failed:
         raise typer.Exit(1)
 
 

@@ -11,7 +11,8 @@ import pytest
 from rich.console import Console
 
 from companion import paths, profiles
-from companion.book import checks, contents, published_values, runs
+from companion.book import checks, contents, editions, published_values, runs
+from companion.book.claims import Verdict
 from companion.errors import CompanionError
 
 
@@ -155,3 +156,45 @@ def test_published_rows_are_picked_by_column():
     [row] = picked.itertuples()
     assert (row.value, row.results) == (0.195, "dpo_f1_dpo")
     assert published_values.rows(source="lee2024", metric="nonsense").empty
+
+
+# --- verdicts
+
+
+@pytest.fixture
+def edition(tmp_path, monkeypatch):
+    """Make results the edition of the profile smoke."""
+    monkeypatch.setattr(editions, "FOLDER", tmp_path / "editions")
+
+    def write(results: dict) -> None:
+        editions.FOLDER.mkdir(exist_ok=True)
+        path = editions.FOLDER / "smoke.json"
+        path.write_text(json.dumps({"profile": "smoke", "results": results}), encoding="utf-8")
+
+    return write
+
+
+def drop(low: float, high: float) -> dict:
+    return result((low + high) / 2, "dpo", low=low, high=high, n=9)
+
+
+def test_a_verdict_has_changed_if_what_it_rests_on_has_drifted(compare, edition):
+    before = {"dpo_relative_drop": drop(0.4, 0.6), "evaluation_drop_marco": drop(0.3, 0.5)}
+    edition(before)
+    baseline = {name: expected(r["value"], 0.1, "dpo") for name, r in before.items()}
+    for now, outcome in (
+        (drop(0.4, 0.6), None),
+        (drop(-0.1, 0.05), (Verdict.NOT, True)),
+        (drop(-0.02, 0.9), (Verdict.OPEN, False)),  # on the border, within tolerance
+    ):
+        found = {"dpo_relative_drop": now}  # a part of the book: the other claim is not asked about
+        rows, _ = compare(found, baseline)
+        changes = checks.changed_verdicts({"profile": "smoke", "results": found}, list(rows.values()))
+        said = [(c.claim, c.before, c.now, c.drifted) for c in changes]
+        assert said == ([("dpo", Verdict.HOLDS, *outcome)] if outcome else [])
+
+
+def test_what_has_no_edition_has_no_changed_verdict(edition):
+    assert (
+        checks.changed_verdicts({"profile": "smoke", "results": {"dpo_relative_drop": drop(0, 1)}}, []) == []
+    )

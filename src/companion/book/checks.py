@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from companion import paths
-from companion.book import editions, published_values, runs, scoreboard
+from companion.book import claims, editions, published_values, runs, scoreboard
 
 # By the first pattern that a result's name has: a share of its interval's half width; a relative floor.
 TOLERANCES = Path(__file__).with_name("tolerances.tsv")
@@ -62,11 +62,31 @@ def compare(results: dict[str, Any]) -> tuple[list[Row], list[str]]:
     return rows, [name for name in expected if name not in results["results"]]
 
 
-def changed_verdicts(results: dict[str, Any]) -> dict[str, tuple[str, str]]:
-    """Verdicts of a run that are other than those of its profile's edition: before and now, by claim."""
-    before = scoreboard.verdicts(editions.load(results["profile"])["results"])
-    now = scoreboard.verdicts(results["results"])
-    return {name: (before[name], now[name]) for name in now if name in before and before[name] != now[name]}
+@dataclass(frozen=True)
+class Change:
+    """A verdict that is another than in the edition; ``drifted`` if what it rests on is out of tolerance.
+
+    Another processor's rounding may tip a contrast that stands on the border: its verdict says no more than
+    that, while every value is within tolerance.
+    """
+
+    claim: str
+    before: str
+    now: str
+    drifted: bool
+
+
+def changed_verdicts(results: dict[str, Any], rows: list[Row]) -> list[Change]:
+    """Verdicts of a run that are other than those of its profile's edition, on the claims that both test."""
+    found = results["results"]
+    edition = {k: v for k, v in editions.load(results["profile"])["results"].items() if k in found}
+    before, now = scoreboard.verdicts(edition), scoreboard.verdicts(found)
+    out = {row.name for row in rows if row.ok is False}
+    return [
+        Change(claim.id, before[claim.id], now[claim.id], not out.isdisjoint(claim.tested_by))
+        for claim in claims.load()
+        if claim.id in before and claim.id in now and before[claim.id] != now[claim.id]
+    ]
 
 
 def _number(value: float | None) -> str:

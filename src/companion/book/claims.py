@@ -51,6 +51,11 @@ class Claim:
     second: str = ""
     nulls: tuple[str, ...] = ()
 
+    @property
+    def tested_by(self) -> list[str]:
+        """Names of all results that decide."""
+        return [name for name in (self.result, self.second, *self.nulls) if name]
+
 
 @dataclass(frozen=True)
 class Ruling:

@@ -98,8 +98,7 @@ def update_readme(embedded: Path, public: Path) -> None:
         f"on {loaded[0]['machine']['cores']} cores ({versions})."
     )
     table = [HEAD, "|---|---|---|---|", *rows, source]
-    for path in (paths.project() / "README.md", page):
-        write_block(path, "results", table)
+    write_block(page, "results", table)
     _update_claims(results[0])
     interventions = []
     for name in results[0]:
@@ -170,7 +169,7 @@ def _estimate(result: dict[str, Any]) -> Estimate:
 def _figure(results: dict[str, dict[str, Any]], path: Path) -> None:
     plots.style()
     bars = {
-        "human prose": ("setting_floor", plots.CONTROL),
+        "plain prose": ("setting_floor", plots.CONTROL),
         "base model": ("dpo_toxicity_base", plots.BASE),
         "noise of the same size": ("dpo_toxicity_control", plots.CONTROL),
         "DPO": ("dpo_toxicity_dpo", plots.DPO),

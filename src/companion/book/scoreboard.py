@@ -76,8 +76,9 @@ def _elsewhere(profile: str, ruling: Ruling) -> str:
 def _cell(claim: Claim, results: Results, ruling: Ruling | None) -> str:
     if ruling is None:
         return "not in this run"
-    second = f"; second scorer {_shown(results[claim.second])}" if claim.second in results else ""
-    return f"{ruling.verdict}: {_shown(results[claim.result])}{second}"
+    beside = [f"second scorer {_shown(results[claim.second])}"] if claim.second in results else []
+    beside += [f"nothing there {_shown(results[null])}" for null in claim.nulls[:1] if null in results]
+    return "; ".join([f"**{ruling.verdict}**: {_shown(results[claim.result])}", *beside])
 
 
 def _shown(result: Mapping[str, Any]) -> str:
