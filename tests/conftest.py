@@ -15,6 +15,7 @@ import jaxtyping
 import pytest
 import torch
 from hypothesis import settings
+from transformers import Gemma2Config, Gemma2ForCausalLM, Gemma3ForCausalLM, Gemma3TextConfig
 
 from companion import cli
 from companion.lm import models
@@ -50,6 +51,29 @@ def lively(lm: LanguageModel) -> LanguageModel:
             elif name.endswith("bias"):
                 parameter.copy_(0.1 * torch.randn(parameter.shape, generator=generator))
     return dataclasses.replace(lm, model=model.eval())
+
+
+GEMMAS = {"gemma2": (Gemma2Config, Gemma2ForCausalLM), "gemma3": (Gemma3TextConfig, Gemma3ForCausalLM)}
+
+
+def random_gemma(lm: LanguageModel, kind: str, **settings) -> LanguageModel:
+    """A tiny Gemma with large random gains in its norms, two of which stand behind attention and MLP."""
+    config_class, model_class = GEMMAS[kind]
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8}
+    ends = {"vocab_size": 257, "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
+    sizes = {"num_hidden_layers": 3, "hidden_size": 32, "intermediate_size": 48}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = model_class(
+            config_class(**sizes, max_position_embeddings=128, **heads, **ends, **settings)
+        ).eval()
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                parameter.mul_(10) if parameter.ndim == 2 else parameter.copy_(torch.randn(parameter.shape))
+                if "down_proj" in name:
+                    parameter.mul_(0.003)  # small outputs, so that the eps of the norm counts
+    model.config.architectures = [model_class.__name__]  # as in a saved one
+    return dataclasses.replace(lm, name="tiny-gemma", model=model)
 
 
 @pytest.fixture(scope="session", params=["tiny-gpt2", "tiny-llama"])

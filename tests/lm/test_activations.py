@@ -7,9 +7,9 @@ import dataclasses
 
 import pytest
 import torch
+from conftest import random_gemma
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import Gemma2Config, Gemma2ForCausalLM, Gemma3ForCausalLM, Gemma3TextConfig
 
 from companion.lm import activations, anatomy, generation, recording, tokens
 from companion.lm.activations import Recorder, Sums
@@ -48,31 +48,6 @@ def ending(lively_lm, prompts, monkeypatch):
 
 def double(lm):
     return dataclasses.replace(lm, model=copy.deepcopy(lm.model).double())
-
-
-def random_gemma(lm, config_class, model_class):
-    """A tiny Gemma with large random gains in the norms, one of which stands behind the MLP."""
-    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8}
-    ends = {"vocab_size": 257, "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        model = model_class(
-            config_class(
-                num_hidden_layers=3,
-                hidden_size=32,
-                intermediate_size=48,
-                max_position_embeddings=128,
-                **heads,
-                **ends,
-            )
-        ).eval()
-        with torch.no_grad():
-            for name, parameter in model.named_parameters():
-                parameter.mul_(10) if parameter.ndim == 2 else parameter.copy_(torch.randn(parameter.shape))
-                if "down_proj" in name:
-                    parameter.mul_(0.003)  # small outputs, so that the eps of the norm counts
-    model.config.architectures = [model_class.__name__]  # as in a saved one
-    return dataclasses.replace(lm, name="tiny-gemma", model=model)
 
 
 # --- writing and reading
@@ -256,13 +231,9 @@ def test_a_bridged_model_is_recorded_behind_its_hook_points(lively_lm, prompts):
 
 
 @pytest.mark.parametrize("bridged", [False, True], ids=["plain", "bridged"])
-@pytest.mark.parametrize(
-    "classes",
-    [(Gemma2Config, Gemma2ForCausalLM), (Gemma3TextConfig, Gemma3ForCausalLM)],
-    ids=["gemma2", "gemma3"],
-)
-def test_through_the_norm_neurons_add_up_to_what_is_written(tiny_llama, prompts, cache, classes, bridged):
-    lm = random_gemma(tiny_llama, *classes)
+@pytest.mark.parametrize("kind", ["gemma2", "gemma3"])
+def test_through_the_norm_neurons_add_up_to_what_is_written(tiny_llama, prompts, cache, kind, bridged):
+    lm = random_gemma(tiny_llama, kind)
     if bridged:
         anatomy.bridge(lm)
     task, seen = Task(prompts, NEW, 12), {True: [], False: []}

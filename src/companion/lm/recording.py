@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from companion import store
 from companion.lm import anatomy, generation, tokens
-from companion.lm.activations import Recorder, Sums
+from companion.lm.activations import Recorder, Sums, Watcher
 from companion.lm.generation import Generated
 from companion.lm.models import LanguageModel
 
@@ -57,7 +57,7 @@ def write(
         )
         (folder / "texts.json").write_text(json.dumps(made.texts), encoding="utf-8")
 
-    folder = store.artifact("activations", _inputs(lm, task, through_norm), build)
+    folder = store.artifact("activations", inputs_of(lm, task) | _norm_counts(lm, through_norm), build)
     stored = load_file(folder / "written.safetensors")
     texts = json.loads((folder / "texts.json").read_text(encoding="utf-8"))
     sums = Sums(stored["total"], stored["count"], len(task.prompts))
@@ -69,28 +69,34 @@ def read(
 ) -> Sums:
     """Let a model read prompts with the given continuations; sums over the positions that predict them."""
 
-    @torch.inference_mode()
     def build(folder: Path) -> None:
         recorder = Recorder(lm, len(task.prompts), through_norm=through_norm)
-        rows = tokens.encode(lm.tokenizer, task.prompts, task.max_prompt_tokens)
-        for chosen in tqdm(tokens.by_length(rows, task.batch_size), desc=progress, disable=progress is None):
-            mask = text.mask[chosen]
-            batch = teacher_forced([rows[i] for i in chosen], text.ids[chosen], mask)
-            with recorder.watching(chosen):
-                recorder.count_last(mask.to(lm.device))
-                lm.model(
-                    input_ids=batch.ids.to(lm.device),
-                    attention_mask=batch.mask.long().to(lm.device),
-                    position_ids=batch.positions.to(lm.device),
-                    use_cache=False,
-                    logits_to_keep=1,
-                )
+        watch(lm, task, text, recorder, progress)
         save_file({"total": recorder.total, "count": recorder.count}, folder / "read.safetensors")
 
-    content = store.key_of({"ids": text.ids.tolist(), "mask": text.mask.tolist()})
-    folder = store.artifact("activations", {**_inputs(lm, task, through_norm), "text": content}, build)
-    stored = load_file(folder / "read.safetensors")
+    inputs = inputs_of(lm, task, text) | _norm_counts(lm, through_norm)
+    stored = load_file(store.artifact("activations", inputs, build) / "read.safetensors")
     return Sums(stored["total"], stored["count"], len(task.prompts))
+
+
+@torch.inference_mode()
+def watch(
+    lm: LanguageModel, task: Task, text: Generated, watcher: Watcher, progress: str | None = None
+) -> None:
+    """Let a model read prompts with the given continuations while a watcher adds up."""
+    rows = tokens.encode(lm.tokenizer, task.prompts, task.max_prompt_tokens)
+    for chosen in tqdm(tokens.by_length(rows, task.batch_size), desc=progress, disable=progress is None):
+        mask = text.mask[chosen]
+        batch = teacher_forced([rows[i] for i in chosen], text.ids[chosen], mask)
+        with watcher.watching(chosen):
+            watcher.count_last(mask.to(lm.device))
+            lm.model(
+                input_ids=batch.ids.to(lm.device),
+                attention_mask=batch.mask.long().to(lm.device),
+                position_ids=batch.positions.to(lm.device),
+                use_cache=False,
+                logits_to_keep=1,
+            )
 
 
 def teacher_forced(
@@ -105,8 +111,15 @@ def teacher_forced(
     return tokens.Batch(torch.cat([left.ids, ids[:, :-1]], 1), torch.cat([left.mask, mask[:, :-1]], 1))
 
 
-def _inputs(lm: LanguageModel, task: Task, through_norm: bool) -> dict:
-    """What sums depend on. Without a norm behind the MLP, ``through_norm`` does not count."""
+def inputs_of(lm: LanguageModel, task: Task, text: Generated | None = None) -> dict[str, str]:
+    """What sums depend on, for the store: model, task, and the text that the model was given to read."""
     prompts = {"prompts": list(task.prompts), "new": task.new_tokens, "cut": task.max_prompt_tokens}
-    through_norm = through_norm and anatomy.mlp_norms(lm) is not None
-    return {"model": lm.fingerprint, "task": store.key_of(prompts), "through_norm": through_norm}
+    inputs = {"model": lm.fingerprint, "task": store.key_of(prompts)}
+    if text is None:
+        return inputs
+    return inputs | {"text": store.key_of({"ids": text.ids.tolist(), "mask": text.mask.tolist()})}
+
+
+def _norm_counts(lm: LanguageModel, through_norm: bool) -> dict[str, bool]:
+    """The same for ``through_norm``, which does not count without a norm behind the MLP."""
+    return {"through_norm": through_norm and anatomy.output_norm_eps(lm) is not None}

@@ -13,6 +13,7 @@ module             chapter  step
 ``trials``         4, 5, 8  the published interventions, and their controls, by name
 ``neurons``        6        groups of neurons, and how far each projects on the toxic direction (Yang, 5)
 ``accounting``     6, 7     gross, net and shares, with intervals and nulls (Yang, 5)
+``attribution``    6        what the probe reads, split over embedding, attention heads and MLPs
 ``study``          4 to 8   what these chapters share: two models, their texts, their activations
 =================  =======  ==================================================================================
 """

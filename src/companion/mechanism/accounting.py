@@ -9,6 +9,7 @@ Yang et al. (2024), section 5. The two sides of a comparison are :class:`compani
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import pandas as pd
@@ -64,8 +65,16 @@ def shares(
     return bootstrap_blocks(once, before.sums, seed=seed, resamples=resamples)
 
 
+@runtime_checkable
+class Blocks(Protocol):
+    """Sums by block of prompts; ``count`` says of how many tokens."""
+
+    @property
+    def count(self) -> Tensor: ...
+
+
 def bootstrap_blocks(
-    once: Callable[[Tensor], dict[str, float]], sums: Sums, *, seed: int = 0, resamples: int = 300
+    once: Callable[[Tensor], dict[str, float]], sums: Blocks, *, seed: int = 0, resamples: int = 300
 ) -> dict[str, Estimate]:
     """Intervals of a statistic that is given how often each block of prompts counts; n is blocks."""
     generator, ones = torch.Generator().manual_seed(seed), torch.ones(len(sums.count))

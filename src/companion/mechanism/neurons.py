@@ -87,11 +87,8 @@ def value_vectors(lm: LanguageModel) -> Iterator[Float[Tensor, "d_mlp d_model"]]
     Where a norm follows the MLP (Gemma) they are multiplied by its gain; the other half of that norm, its
     scale, is in the activations (:class:`companion.lm.activations.Recorder`).
     """
-    norms = anatomy.mlp_norms(lm)
-    for layer, site in enumerate(anatomy.neuron_sites(lm).values()):
-        weight = site.get_parameter("weight").detach()
-        vectors = weight if lm.model.config.model_type == "gpt2" else weight.T
-        yield vectors * (1 + norms[layer].get_parameter("weight").detach()) if norms else vectors
+    for site, norm in zip(anatomy.neuron_sites(lm).values(), anatomy.mlp_norms(lm), strict=True):
+        yield anatomy.output_vectors(lm, site, norm)
 
 
 def projected(lm: LanguageModel, direction: Float[Tensor, "*n d_model"]) -> Float[Tensor, "*n layer d_mlp"]:
