@@ -360,3 +360,10 @@ def test_autocast_keeps_the_weights_in_fp32(tiny_llama, tmp_path):
         tmp_path,
     )
     assert {p.dtype for p in model.parameters()} == {torch.float32}
+
+
+def test_the_first_loss_is_ln_2_in_bf16_too(tiny, triples, tmp_path):
+    """The reference is packed as training packs it: on a GPU the loss was off by 6e-4."""
+    config = DPOConfig(**{**vars(FAST), "precision": "bf16", "batch_size": 3, "steps": 1, "seed": 1})
+    [first] = dpo.train(copy.deepcopy(tiny.model), triples, config, tmp_path)
+    assert first["loss"] == pytest.approx(math.log(2), abs=1e-7) and first["margin"] == 0
