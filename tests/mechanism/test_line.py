@@ -1,4 +1,4 @@
-"""The line between two models: its ends bit for bit, what lies between and beyond, and what it leaves alone."""
+"""The line between two models: its ends, bit for bit, what lies between and beyond, what it leaves alone."""
 
 from __future__ import annotations
 
