@@ -209,6 +209,11 @@ def test_training_learns_and_repeats_bit_by_bit(tiny, triples, tmp_path, precisi
     assert history[-1]["accuracy"] == 1
     assert history[-1]["margin"] > 0.1
     assert len(history) == 15
+    assert history[0]["chosen_change"] == pytest.approx(0, abs=1e-5)
+    assert history[-1]["chosen_change"] > history[-1]["rejected_change"] < -1
+    for row in history:
+        apart = row["chosen_change"] - row["rejected_change"]
+        assert row["margin"] == pytest.approx(config.beta * apart, rel=1e-4, abs=1e-6)
     for (name, before), after in zip(tiny.model.named_parameters(), one.parameters(), strict=True):
         assert (before != after).any(), name
 

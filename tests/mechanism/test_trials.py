@@ -13,8 +13,8 @@ import torch
 from companion import profiles
 from companion.book import published_values
 from companion.data import by_profile
-from companion.lm import anatomy, drafts, generation
-from companion.mechanism import neurons, study
+from companion.lm import anatomy, drafts, generation, rows
+from companion.mechanism import neurons, selection, stream, study, trials
 from companion.mechanism.exam import BATCH_TOKENS, Outcome, examine
 from companion.mechanism.interventions import CONTEXT, AblateValues, Positions, applied
 from companion.mechanism.neurons import Group
@@ -23,9 +23,12 @@ from companion.mechanism.selection import (
     TOXIC_WORDS,
     edited,
     embedding_direction,
+    increments,
     matched,
     patch_sets,
+    shift,
     top,
+    turned,
 )
 from companion.mechanism.trials import (
     ABLATED,
@@ -40,6 +43,7 @@ from companion.mechanism.trials import (
     control,
     edits,
     patches,
+    shifts,
     subtractions,
     unalignments,
 )
@@ -120,7 +124,7 @@ def test_editing_takes_its_share_of_every_group(s, random):
 def every(s, sweep) -> list[Trial]:
     windows = perplexity.windows(s.base.lm, by_profile.prose(s.profile, "dev"), 32, 2)
     subtracted = [t for cost in (1.0, 0.25) for t in subtractions(s, sweep.base.view, windows, cost)]
-    made = [*ablations(s), *ablation_controls(s), *patches(s), *edits(s), *unalignments(s)]
+    made = [*ablations(s), *ablation_controls(s), *patches(s), *edits(s), *unalignments(s), *shifts(s)]
     return [BASE, DPO, *subtracted, *made]
 
 
@@ -225,6 +229,72 @@ def test_embedding_direction_points_from_civil_to_toxic(s):
         return float((unembedding[ids] @ direction).mean())
 
     assert along(TOXIC_WORDS) > along(CIVIL_WORDS)
+
+
+def test_increments_add_up_to_the_shift(s):
+    moved = shift(s)
+    assert moved.shape == (s.base.lm.n_layers, len(s.direction)) and moved.any(-1).all()
+    torch.testing.assert_close(increments(moved).cumsum(0), moved)
+    by_key = {t.key: t for t in shifts(s)}
+    probed = s.base.lm.n_layers - 2
+    added = torch.stack([-i.scale * i.direction for i in by_key["shift"].given if i.layer <= probed]).sum(0)
+    torch.testing.assert_close(added, moved[probed])
+    [alone] = by_key["shift_probe"].given
+    assert alone.layer == probed and alone.scale == -1 and alone.direction.equal(moved[probed])
+    for plus, minus in zip(by_key["shift"].given, by_key["unshift"].given, strict=True):
+        assert plus.direction.equal(minus.direction) and plus.layer == minus.layer and minus.scale == 1
+
+
+def test_the_shift_is_the_difference_of_mean_streams(s):
+    """Against hidden states as transformers reports them, token by token."""
+    lm, text = s.base.lm, s.base.text
+    found, layer = stream.read(lm, s.task, text), lm.n_layers - 2
+    asked = lm.tokenizer(list(s.task.prompts), truncation=True, max_length=s.task.max_prompt_tokens)
+    summed = torch.zeros(len(s.direction), dtype=torch.float64)
+    for row, ids, kept in zip(asked["input_ids"], text.ids, text.mask, strict=True):
+        whole = torch.tensor([[*row, *ids[kept].tolist()]])
+        with torch.inference_mode():
+            hidden = lm.model(whole, output_hidden_states=True).hidden_states[layer + 1][0]
+        summed += hidden[len(row) - 1 : -1].double().sum(0)
+    assert found.count.sum() == text.mask.sum()
+    torch.testing.assert_close(found.mean[layer], summed / text.mask.sum(), rtol=1e-4, atol=1e-6)
+
+
+def test_random_shifts_have_the_same_norms_and_angles(s):
+    vectors = torch.randn(5, 32, generator=torch.Generator().manual_seed(0))
+    draws = turned(vectors, 4, 0)
+    assert draws.shape == (4, 5, 32) and not draws[0].allclose(draws[1])
+    torch.testing.assert_close(draws @ draws.mT, (vectors @ vectors.T).expand(4, 5, 5), rtol=1e-4, atol=1e-4)
+    assert not turned(torch.zeros(3, 32), 2, 0).any()
+    assert not turned(vectors, 2, 0).equal(turned(vectors, 2, 1))
+    by_key = {t.key: t for t in shifts(s)}
+    for t in filter(lambda t: t.control_of, by_key.values()):
+        for one, drawn in zip(by_key[t.control_of[0]].given, t.given, strict=True):
+            norms = drawn.direction.norm(dim=-1)
+            assert len(norms) == s.profile.control_draws
+            torch.testing.assert_close(norms, one.direction.norm().expand_as(norms), rtol=1e-3, atol=1e-7)
+            assert (drawn.layer, drawn.scale) == (one.layer, one.scale)
+
+
+def test_a_shift_by_nothing_changes_nothing(s, sweep, monkeypatch):
+    plain, ids = s.base.lm.model, torch.tensor([[72, 101, 108, 108, 111]])
+    with torch.inference_mode():
+        before = plain(ids).logits
+        for t in shifts(s):
+            if not t.control_of and not t.on_tuned:
+                with applied(sweep.base.view, *t.given, positions=Positions.ALL):
+                    assert not torch.equal(plain(ids).logits, before)
+        monkeypatch.setattr(trials, "shift", lambda study: torch.zeros_like(selection.shift(study)))
+        for t in shifts(s):
+            if not t.on_tuned:
+                with applied(sweep.base.view, *t.given, positions=Positions.ALL), rows.passing([0]):
+                    assert torch.equal(plain(ids).logits, before)
+
+
+def test_spectrum_counts_directions():
+    one = torch.randn(1, 8, generator=torch.Generator().manual_seed(0))
+    assert stream.spectrum(one * torch.arange(1, 5)[:, None])[0] == pytest.approx(1)
+    torch.testing.assert_close(stream.spectrum(torch.eye(4, 8)), torch.full((4,), 0.25).double())
 
 
 def test_batches_of_windows_fit_the_memory():

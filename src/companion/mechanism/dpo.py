@@ -245,20 +245,27 @@ def step(
     reference: Tensor,
     config: DPOConfig,
 ) -> dict:
-    """One optimiser step; returns loss, accuracy, margin (in units of β) and mean log-probabilities."""
-    chosen, rejected = completion_logps(model, batch).unbind(1)
+    """One optimiser step; returns loss, accuracy, margin (times β), mean log-probabilities and their change.
+
+    The change is that of both sides against the reference, in nats, before this step has learned from them.
+    """
+    logps = completion_logps(model, batch)
+    chosen, rejected = logps.unbind(1)
     losses = dpo_loss(chosen, rejected, reference[:, 0], reference[:, 1], config.beta)
     accelerator.backward(losses.mean())
     accelerator.clip_grad_norm_(model.parameters(), config.max_grad_norm)
     optimizer.step()
     optimizer.zero_grad()
-    margin = config.beta * ((chosen - reference[:, 0]) - (rejected - reference[:, 1])).detach()
+    raised = logps.detach() - reference  # pairs 2
+    margin = config.beta * (raised[:, 0] - raised[:, 1])
     measured = {
         "loss": losses.mean(),
         "accuracy": (margin > 0).float().mean(),
         "margin": margin.mean(),
         "chosen": chosen.mean(),
         "rejected": rejected.mean(),
+        "chosen_change": raised[:, 0].mean(),
+        "rejected_change": raised[:, 1].mean(),
     }
     return {name: value.item() for name, value in measured.items()}
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from companion.lm import tokens
 from companion.lm.generation import generator_of
-from companion.mechanism import neurons, probe
+from companion.mechanism import neurons, probe, stream
 from companion.mechanism.interventions import Patch
 from companion.mechanism.neurons import Group
 from companion.mechanism.study import Study
@@ -82,6 +82,26 @@ def directions(study: Study) -> dict[str, Float[Tensor, "*draw d_model"]]:
         "random": random,
     }
     return {key: d / d.norm(dim=-1, keepdim=True) for key, d in by_key.items()}
+
+
+def shift(study: Study) -> Float[Tensor, "layer d_model"]:
+    """How far DPO moves the mean stream behind every block, while both models read the base model's text."""
+    text = study.base.text
+    before, after = (stream.read(s.lm, study.task, text).mean for s in (study.base, study.tuned))
+    return (after - before).float()
+
+
+def increments(moved: Float[Tensor, "layer d_model"]) -> Float[Tensor, "layer d_model"]:
+    """What each block adds to a shift: its own minus the one before, so that the first l + 1 add up to it."""
+    return torch.cat([moved[:1], moved.diff(dim=0)])
+
+
+def turned(vectors: Float[Tensor, "n d_model"], draws: int, seed: int) -> Float[Tensor, "draw n d_model"]:
+    """Draws of the same vectors after a random rotation of all together: norms and angles are kept."""
+    basis, coordinates = torch.linalg.qr(vectors.double().T)  # d_model k, k n
+    noise = torch.randn(draws, *basis.shape, generator=torch.Generator().manual_seed(seed)).double()
+    frames = torch.linalg.qr(noise).Q  # draw d_model k
+    return (frames @ coordinates).mT.float()
 
 
 def embedding_direction(study: Study) -> Float[Tensor, "d_model"]:

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
+import torch
 from jaxtyping import Float
 from torch import Tensor
 from tqdm import tqdm
@@ -33,9 +34,12 @@ from companion.mechanism.selection import (
     directions,
     edited,
     embedding_direction,
+    increments,
     matched,
     patch_sets,
+    shift,
     top,
+    turned,
 )
 from companion.mechanism.study import Study
 from companion.metrics import perplexity
@@ -205,6 +209,44 @@ def subtractions(
                 published=(in_paper, "lee2024") if in_paper and cost == 1 else None,
             )
         ]
+    return trials
+
+
+def shifts(study: Study) -> list[Trial]:
+    """The base model plus DPO's mean shift of the residual stream, the DPO model minus it, and random shifts.
+
+    The whole shift behind every block would be counted again in every later one, since the stream carries on
+    what is added to it. So each adds what the shift grows by there (:func:`increments`); by block l these
+    add up to the shift behind it. But blocks also answer what is added, and the shift contains such answers,
+    so that the stream may move further than DPO moves it. Hence two trials at a single layer each, fixed in
+    advance, after which the model does the rest by itself: the stream that enters the middle block, and the
+    one that enters the last, where the probe reads.
+
+    A random control is the same vectors, rotated together at random for each prompt: it has their norms and,
+    where there are several, their angles to each other. Everything acts at every position.
+    """
+    moved = shift(study)
+    steps, n = increments(moved), len(moved)
+    middle, probed = max(0, n // 2 - 1), max(0, n - 2)
+    places = {
+        "": ("shift", dict(enumerate(steps))),
+        "_middle": ("shift, middle layer", {middle: moved[middle]}),
+        "_probe": ("shift, probe's layer", {probed: moved[probed]}),
+    }
+
+    def trial(key: str, label: str, at: dict[int, Tensor], sign: int, of: tuple[str, ...] = ()) -> Trial:
+        given = tuple(Subtract(direction, -float(sign), layer) for layer, direction in at.items())
+        label = f"base + {label}" if sign > 0 else f"DPO − {label}"
+        return Trial(key, label, "shift", given, on_tuned=sign < 0, control_of=of)
+
+    trials = []
+    for suffix, (label, at) in places.items():
+        draws = turned(torch.stack(list(at.values())), study.profile.control_draws, study.profile.seed)
+        random = dict(zip(at, draws.unbind(1), strict=True))
+        for key, sign in (("shift", 1), ("unshift", -1)) if not suffix else (("shift", 1),):
+            trials.append(trial(f"{key}{suffix}", label, at, sign))
+            against = (f"{key}{suffix}",)
+            trials.append(trial(f"{key}_random{suffix}", f"random {label}", random, sign, against))
     return trials
 
 
