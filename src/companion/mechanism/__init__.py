@@ -13,6 +13,7 @@ module             chapter  step
 ``selection``      4, 5, 8  the neurons, directions and values that they act on
 ``stream``         4        mean residual streams, and how far DPO moves them
 ``trials``         4, 5, 8  the published interventions, and their controls, by name
+``replay``         5        what parts of the DPO model write, put into the base model token by token
 ``neurons``        6        groups of neurons, and how far each projects on the toxic direction (Yang, 5)
 ``accounting``     6, 7     gross, net and shares, with intervals and nulls (Yang, 5)
 ``attribution``    6        what the probe reads, split over embedding, attention heads and MLPs
