@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -22,6 +23,7 @@ import torch
 import typer
 from hypothesis import given
 from hypothesis import strategies as st
+from jupyter_client.connect import LocalPortCache
 
 from companion import __version__, cli, paths, profiles, store
 from companion.book import contents, record, runner, runs
@@ -259,6 +261,21 @@ def test_run_check_and_failures(project, companion, monkeypatch):
         code, out, _ = companion("check", "-p", "smoke")
         assert code == expected and said in out
     assert (folder / "results.json").read_bytes() == stored
+
+
+def test_a_kernel_whose_port_another_process_took_is_started_again(project, companion, monkeypatch):
+    find, asked = LocalPortCache.find_available_port, []
+    with socket.create_server(("127.0.0.1", 0)) as other:
+
+        def first_one_is_taken(self, ip):
+            asked.append(ip)
+            return other.getsockname()[1] if len(asked) == 1 else find(self, ip)
+
+        monkeypatch.setattr(LocalPortCache, "find_available_port", first_one_is_taken)
+        code, _, err = companion("run", "mini", "-p", "smoke")
+    assert code == 0, err
+    assert len(asked) == 10  # five ports a kernel
+    assert not list((project / "_build" / "runs" / "smoke").glob("kernel-*"))
 
 
 def test_changed_parameters_get_a_folder_of_their_own(project):

@@ -32,6 +32,8 @@ from companion.errors import CompanionError
 from companion.terminal import console
 
 KERNEL = "kernel-"  # beginning of a folder's name
+STARTS = 3
+NEVER_STARTED = "Kernel died before replying"  # jupyter_client's words; it has no exception of its own for it
 
 
 class Kernel(AsyncKernelManager):
@@ -91,25 +93,7 @@ def _run_chapter(chapter: Chapter, parameters: dict[str, object], folder: Path, 
     partial, log = output.with_suffix(".partial.ipynb"), folder / "logs" / f"{chapter.path.stem}.log"
     started = time.perf_counter()
     try:
-        with (
-            log.open("w", encoding="utf-8") as stream,
-            tempfile.TemporaryDirectory(prefix=KERNEL, dir=folder) as own,
-        ):
-            notebook = papermill.execute_notebook(
-                runs.literal(chapter.path),
-                runs.literal(partial),
-                parameters,
-                kernel_name="python3",
-                kernel_manager_class=Kernel,
-                config=Config(Kernel={"connection_file": f"{own}/connection.json"}),
-                progress_bar={"desc": title, "unit": "cell", "ncols": 80, "mininterval": 1},
-                cwd=str(chapter.path.parent),
-                stdout_file=stream,
-                stderr_file=stream,
-                log_output=False,
-                shutdown_kernel="immediate",  # every cell is done; a polite request takes three seconds
-                extra_arguments=["--IPKernelApp.log_level=40"],  # no advice about transports on the terminal
-            )
+        notebook = _execute(chapter, parameters, title, partial, log)
     except PapermillExecutionError as error:
         _explain(error, chapter, partial, log)
     except DeadKernelError as error:
@@ -122,6 +106,42 @@ def _run_chapter(chapter: Chapter, parameters: dict[str, object], folder: Path, 
     partial.replace(output)
     runs.note(folder, chapter, None)
     console.print(f"{title}: {seconds:.0f} s")
+
+
+def _execute(
+    chapter: Chapter, parameters: dict[str, object], title: str, partial: Path, log: Path
+) -> nbformat.NotebookNode:
+    """Run the chapter's cells in a kernel of its own, which is started again if it dies before the first one.
+
+    A manager looks for free ports and the kernel takes them a second later: in between, another process that
+    starts kernels, too, can be given the same ones.
+    """
+    for started in range(1, STARTS + 1):
+        with (
+            log.open("w", encoding="utf-8") as stream,
+            tempfile.TemporaryDirectory(prefix=KERNEL, dir=log.parents[1]) as own,
+        ):
+            try:
+                notebook = papermill.execute_notebook(
+                    runs.literal(chapter.path),
+                    runs.literal(partial),
+                    parameters,
+                    kernel_name="python3",
+                    kernel_manager_class=Kernel,
+                    config=Config(Kernel={"connection_file": f"{own}/connection.json"}),
+                    progress_bar={"desc": title, "unit": "cell", "ncols": 80, "mininterval": 1},
+                    cwd=str(chapter.path.parent),
+                    stdout_file=stream,
+                    stderr_file=stream,
+                    log_output=False,
+                    shutdown_kernel="immediate",  # every cell is done; a polite request takes three seconds
+                    extra_arguments=["--IPKernelApp.log_level=40"],  # no advice about transports
+                )
+                break
+            except RuntimeError as error:
+                if NEVER_STARTED not in str(error) or started == STARTS:
+                    raise
+    return notebook
 
 
 def _explain(error: PapermillExecutionError, chapter: Chapter, partial: Path, log: Path) -> NoReturn:
