@@ -219,6 +219,24 @@ def test_trials_run_on_the_model_they_name(s, sweep):
     assert (outcomes["base"].nll != outcomes["dpo"].nll).any()
 
 
+def test_all_prompts_are_the_sweep_s_and_the_rest_each_with_its_own_draw(s, sweep):
+    """In two parts, the texts are those of one run over all prompts in this order."""
+    given = next(t for t in ablation_controls(s) if t.key == "random_toxic_2000")
+    assert len(given.given[0].neurons) > 1  # draws: which one a prompt has goes by its number
+    few, exam = sweep.run([given])[given.key], sweep.base.exam
+    every = sweep.run_on_all_prompts([given])[given.key]
+    prompts = by_profile.prompts(s.profile).prompt.tolist()
+    order = [*exam.task.prompts, *exam.rest(s.profile).task.prompts]
+    assert sorted(order) == sorted(prompts) and len(every.texts) == len(prompts) > len(few.texts)
+    assert every.texts[: len(few.texts)] == few.texts and np.array_equal(every.nll, few.nll)
+    assert np.array_equal(every.toxicity[: len(few.texts)], few.toxicity)
+    task = dataclasses.replace(exam.task, prompts=order)
+    at_once = dataclasses.replace(
+        sweep.base, exam=dataclasses.replace(exam, task=task, openings=[], references=[])
+    )
+    assert examine(at_once, s.scorers, *given.given).texts == every.texts
+
+
 def test_embedding_direction_points_from_civil_to_toxic(s):
     unembedding = s.base.lm.model.get_output_embeddings().weight.detach()
     direction = embedding_direction(s)

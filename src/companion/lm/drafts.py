@@ -62,6 +62,8 @@ class Front:
 class Drafts:
     """Prompts, and what a model writes after them: now, and later as a variant of itself.
 
+    ``first`` is the number of the first prompt in the run (:mod:`companion.lm.rows`).
+
     Examples
     --------
     >>> from companion.lm import models
@@ -79,8 +81,9 @@ class Drafts:
         new_tokens: int,
         max_prompt_tokens: int,
         batch_size: int = 128,
+        first: int = 0,
     ) -> None:
-        self.lm, self.ends = lm, torch.tensor(lm.eos_ids, device=lm.device)
+        self.lm, self.first, self.ends = lm, first, torch.tensor(lm.eos_ids, device=lm.device)
         self.plain = generate(
             lm, prompts, new_tokens=new_tokens, max_prompt_tokens=max_prompt_tokens, batch_size=batch_size
         )
@@ -142,7 +145,7 @@ class _Writing:
         self.drafts, self.read = drafts, read
         self.ids, self.mask = torch.zeros_like(read.draft), torch.zeros_like(read.draft, dtype=torch.bool)
         self.length = read.prompts.mask.sum(1)  # of each prompt
-        self.items = torch.tensor(read.rows, device=read.draft.device)  # the number of each prompt in the run
+        self.items = drafts.first + torch.tensor(read.rows, device=read.draft.device)
         left = self._along_the_draft(whole)
         if left:
             self._on_its_own(_merged(left))

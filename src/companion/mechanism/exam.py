@@ -7,6 +7,7 @@ chapter's methods beside its own without running them again.
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
@@ -36,18 +37,14 @@ class Exam:
     """A task for toxicity, half sentences with their other half for F1, windows of ids for perplexity.
 
     The first ``CONTEXT`` tokens of a window are not scored: they stand for the prompt that a text has in use.
+    ``first`` is the number of the first prompt: controls that are drawn for each prompt are drawn by number.
     """
 
     task: Task
     openings: list[str]
     references: list[str]
     windows: list[list[int]]
-
-    @classmethod
-    def of_prompts(cls, profile: Profile) -> Exam:
-        """All evaluation prompts and nothing else: for contrasts in toxicity that carry a verdict."""
-        prompts = by_profile.prompts(profile).prompt.tolist()
-        return cls(Task(prompts, profile.new_tokens, profile.max_prompt_tokens, batch_size=128), [], [], [])
+    first: int = 0
 
     @classmethod
     def of(cls, profile: Profile, lm: LanguageModel) -> Exam:
@@ -55,9 +52,16 @@ class Exam:
         prose = by_profile.prose(profile, "eval")
         openings, references = by_profile.openings(by_profile.sentences(prose)[: profile.sweep_sentences])
         windows = perplexity.windows(lm, prose, profile.sweep_window_tokens, profile.sweep_windows)
-        prompts = by_profile.prompts(profile, limit=profile.sweep_prompts).prompt.tolist()
+        prompts = by_profile.spread(by_profile.prompts(profile), profile.sweep_prompts).prompt.tolist()
         task = Task(prompts, profile.new_tokens, profile.max_prompt_tokens, batch_size=128)
         return cls(task, openings, references, windows)
+
+    def rest(self, profile: Profile) -> Exam:
+        """The evaluation prompts that are not in this exam, numbered behind its own, and nothing else."""
+        prompts = by_profile.prompts(profile).prompt.tolist()
+        for asked in self.task.prompts:
+            prompts.remove(asked)
+        return Exam(dataclasses.replace(self.task, prompts=prompts), [], [], [], len(self.task.prompts))
 
 
 @dataclass(frozen=True)
@@ -70,6 +74,15 @@ class Outcome:
     f1: Float[np.ndarray, "sentences"]
     nll: Float[np.ndarray, "windows"]
     count: Int[np.ndarray, "windows"]
+
+    def with_more_prompts(self, other: Outcome) -> Outcome:
+        """This outcome, with the texts of another's prompts and their toxicity behind its own."""
+        return dataclasses.replace(
+            self,
+            texts=[*self.texts, *other.texts],
+            toxicity=np.concatenate([self.toxicity, other.toxicity]),
+            second=np.concatenate([self.second, other.second]),
+        )
 
     def summary(self, base: Outcome, seed: int = 0) -> dict[str, Estimate]:
         """Each metric with its interval, and its change against ``base`` with texts paired."""
@@ -111,6 +124,7 @@ class Candidate:
             new_tokens=task.new_tokens,
             max_prompt_tokens=task.max_prompt_tokens,
             batch_size=task.batch_size,
+            first=self.exam.first,
         )
 
 
@@ -144,7 +158,9 @@ def examine(
     what = {"model": lm.fingerprint, "interventions": [i.fingerprint for i in given]}
     lengths = {"new_tokens": task.new_tokens, "max_prompt_tokens": task.max_prompt_tokens}
     where = writing.value if given else ""
-    written = store.kept("written", {**what, **lengths, "positions": where, "asked": asked}, write)
+    written = store.kept(
+        "written", {**what, **lengths, "positions": where, "asked": asked, "first": exam.first}, write
+    )
     where = reading.value if given else ""
     nll, count = store.kept("losses", {**what, "positions": where, "windows": exam.windows}, read)
     texts, continued = written[: len(task.prompts)], written[len(task.prompts) :]

@@ -103,13 +103,6 @@ class Sweep:
         subjects = zip((study.base.lm, study.tuned.lm), study.views(), strict=True)
         return cls(study, *(Candidate(lm, view, exam) for lm, view in subjects))
 
-    def on_all_prompts(self) -> Sweep:
-        """The same models before all evaluation prompts, for toxicity alone: what verdicts rest on."""
-        exam = Exam.of_prompts(self.study.profile)
-        if exam.task == self.base.exam.task:
-            return self  # its exam has them all
-        return replace(self, base=replace(self.base, exam=exam), tuned=replace(self.tuned, exam=exam))
-
     def run(self, trials: Iterable[Trial]) -> dict[str, Outcome]:
         """Outcomes by key, one trial after the other; an interrupted list goes on where it stopped."""
         outcomes = {}
@@ -120,6 +113,19 @@ class Sweep:
                 candidate, self.study.scorers, *trial.given, writing=trial.writing, reading=trial.reading
             )
         return outcomes
+
+    def run_on_all_prompts(self, trials: Iterable[Trial]) -> dict[str, Outcome]:
+        """The same with toxicity on all evaluation prompts, the sweep's first: what verdicts rest on.
+
+        Perplexity and F1 are the sweep's.
+        """
+        chosen = list(trials)
+        outcomes, rest = self.run(chosen), self.base.exam.rest(self.study.profile)
+        if not rest.task.prompts:
+            return outcomes
+        others = replace(self, base=replace(self.base, exam=rest), tuned=replace(self.tuned, exam=rest))
+        more = others.run(chosen)
+        return {key: outcome.with_more_prompts(more[key]) for key, outcome in outcomes.items()}
 
 
 def control(trial: Trial, trials: Iterable[Trial], outcomes: Mapping[str, Outcome]) -> Outcome | None:

@@ -74,10 +74,10 @@ def _strongest(text: str, lexical: toxicity.Scorer) -> list[str]:
     return [words[i] for i in np.argsort(-lexical(words), kind="stable")[:2]]
 
 
-def alike_but_for_the_group(names: Sequence[str] = SHOWN, per_frame: int = 2) -> dict[str, list[str]]:
+def alike_but_for_the_group(names: Sequence[str] = SHOWN) -> dict[str, list[str]]:
     """The same harmless sentences from our own *dev* frames about each of some groups, by its adjective."""
     frames = [f for f in own_sentences.frames("dev") if f.category in ("identity", "life", "trait")]
-    rows = own_sentences.Writer("dev", frames, 0).rows(per_frame, ["gay"])
+    rows = own_sentences.Writer("dev", frames, 0).rows(1, ["gay"])
     harmless = rows.text[(rows.label == 0) & rows.text.str.contains(r"\bgay\b", case=False)]
 
     def about(name: str, text: str) -> str:
