@@ -87,6 +87,9 @@ BUILDERS = {
         ["lm.models", "lm.activations", "lm.generation", "lm.tokens", "lm.anatomy"],
         ["mechanism.probe"],
     ),
+    "mechanism.attribution": (["lm.anatomy", "lm.tokens", "lm.recording"], ["mechanism.exam"]),
+    "mechanism.replay": (["lm.anatomy", "lm.recording", "mechanism.neurons"], ["mechanism.exam"]),
+    "mechanism.stream": (["lm.anatomy", "lm.recording", "lm.tokens"], ["mechanism.exam"]),
     "lm.models": (["lm.tiny", "lm.packaged"], ["lm.generation"]),
     "marco.experts.loading": (
         ["marco.experts.noise", "marco.experts.examples", "marco.denoisers.causal"],

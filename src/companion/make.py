@@ -97,7 +97,7 @@ def edition(profile: ProfileOption = "public") -> None:
     """Take the results of a run as the edition of its profile, which figures and verdicts show."""
     from companion.book import editions, runs
 
-    console.print(f"written to {editions.make(runs.folder_of(profile, {}))}")
+    console.print(f"written to {editions.make(runs.load_results(runs.folder_of(profile, {})))}")
 
 
 @app.command(

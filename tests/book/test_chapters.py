@@ -175,7 +175,8 @@ def results(runs) -> dict[str, dict]:
 def test_every_chapter_gives_its_results(results):
     for run in results.values():
         given = {(name, result["chapter"]) for name, result in run["results"].items()}
-        assert {chapter for _, chapter in given} == set(run["chapters"]) == {c.name for c in CHAPTERS}
+        assert {chapter for _, chapter in given} == {c.name for c in CHAPTERS if not c.sums_up}
+        assert set(run["chapters"]) == {c.name for c in CHAPTERS}
         for profile in profiles.names():
             baseline = checks.load_baseline(profile)
             everywhere = {(name, e["chapter"]) for name, e in baseline.items() if not name.endswith(SETS)}

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import json
-
 import matplotlib.pyplot as plt
 import pytest
 
 from companion.book import editions, record, scoreboard
-from companion.errors import CompanionError
 from companion.metrics.estimates import Estimate
 
 
@@ -20,46 +17,42 @@ HOLDS = {"dpo_relative_drop": result(0.41, 0.6123456), "dpo_relative_drop_second
 
 
 @pytest.fixture
-def folder(tmp_path, monkeypatch):
-    """A run of the profile public; editions go to a folder of the test's."""
+def found(tmp_path, monkeypatch):
+    """Results of a run of the profile public; editions go to a folder of the test's."""
     monkeypatch.setattr(editions, "FOLDER", tmp_path / "editions")
     monkeypatch.setattr(record, "_records", {})
     monkeypatch.setattr(record, "_texts", {})
-    content = {"profile": "public", "parameters": {}, "results": HOLDS, "chapters": {"dpo": {"seconds": 7}}}
-    (tmp_path / "results.json").write_text(json.dumps(content), encoding="utf-8")
-    return tmp_path
+    return {"profile": "public", "parameters": {}, "results": HOLDS, "chapters": {"dpo": {"seconds": 7}}}
 
 
-def test_an_edition_keeps_what_was_run_and_all_intervals(folder):
+def test_an_edition_keeps_what_was_run_and_all_intervals(found):
     assert editions.names() == [] and editions.load("public")["results"] == {}
-    path = editions.make(folder)
+    path = editions.make(found)
     made = editions.load("public")
     assert path.name == "public.json" and editions.names() == ["public"]
     assert made["chapters"]["dpo"]["seconds"] == 7 and len(made["commit"]) in (0, 40)
     assert made["results"]["dpo_relative_drop"]["high"] == 0.61235 and "seed" not in path.read_text("utf-8")
-    with pytest.raises(CompanionError):
-        editions.make(folder / "none")
 
 
-def test_the_table_has_a_column_for_the_run_and_each_edition(folder):
+def test_the_table_has_a_column_for_the_run_and_each_edition(found):
     table = scoreboard.table({"this run": HOLDS, "edition public": {}}).set_index("claim")
     cell = table.loc["DPO lowers toxicity", "this run"]
     assert cell.startswith("**holds**: +0.511 [+0.410, +0.612], n = 1,301; second scorer +0.400")
     assert set(table["edition public"]) == {"not in this run"}
 
 
-def test_the_figure_has_a_row_per_tested_claim(folder):
+def test_the_figure_has_a_row_per_tested_claim(found):
     [ax] = scoreboard.figure(HOLDS).axes
     assert [label.get_text() for label in ax.get_yticklabels()] == ["DPO lowers toxicity"]
     plt.close("all")
 
 
-def test_a_chapter_asks_editions_where_it_cannot_tell(folder):
+def test_a_chapter_asks_editions_where_it_cannot_tell(found):
     record.result("dpo_relative_drop", Estimate(0.2, -0.1, 0.5, 9), seed=0)
     scoreboard.conclude("embedded", "dpo")
     alone = record._texts["verdict_dpo"]
     assert alone.startswith("**cannot be told** (") and "edition" not in alone
-    editions.make(folder)
+    editions.make(found)
     scoreboard.conclude("embedded", "dpo")
     assert record._texts["verdict_dpo"] == f"{alone}; in the edition of the profile *public* it **holds**"
     record.result("dpo_relative_drop", Estimate(0.0, -0.1, 0.05, 9), seed=0)

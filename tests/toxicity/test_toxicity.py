@@ -270,6 +270,8 @@ READERS = {
     "mechanism/study.py",
     "mechanism/trials.py",  # hands both to the exam
     "book/record.py",
+    "book/claims.py",
+    "book/scoreboard.py",
     "book/scorer_card.py",
 }
 # Where something is chosen: pairs, probes, thresholds, strengths, settings, training rows.

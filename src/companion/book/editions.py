@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from companion import paths, store
-from companion.book import runs
 
 FOLDER = paths.DATA / "editions"
 DIGITS = 5  # significant ones; intervals are never this sure
@@ -29,15 +28,8 @@ def names() -> list[str]:
     return sorted(path.stem for path in FOLDER.glob("*.json"))
 
 
-def make(folder: Path) -> Path:
-    """Take a run's results as the edition of its profile; return the file.
-
-    Raises
-    ------
-    CompanionError
-        If the run has no results.
-    """
-    found = runs.load_results(folder)
+def make(found: dict[str, Any]) -> Path:
+    """Take a run's ``results.json`` as the edition of its profile; return the file."""
     results = {
         name: {
             key: _short(value)

@@ -9,7 +9,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.figure import Figure
 
-from companion.book import claims, editions, plots, record, runs
+from companion.book import claims, editions, plots, record
 from companion.book.claims import Claim, Results, Ruling, Verdict
 from companion.metrics.estimates import Estimate
 
@@ -24,9 +24,18 @@ COLOURS = {
 
 def columns(profile: str) -> dict[str, Results]:
     """Results by column: of the run at hand, if any, and of the editions of other profiles."""
-    here = runs.current(profile) or editions.load(profile)["results"]
+    here = _current(profile) or editions.load(profile)["results"]
     others = {name: editions.load(name)["results"] for name in editions.names() if name != profile}
     return {THIS_RUN: here, **{f"edition {name}": found for name, found in others.items()}}
+
+
+def _current(profile: str) -> Results:
+    """Results of the run at hand; none in Colab, which has no runs, nor the tools of the book's makers."""
+    try:
+        from companion.book import runs
+    except ModuleNotFoundError:
+        return {}
+    return runs.current(profile)
 
 
 def table(found: Mapping[str, Results]) -> pd.DataFrame:
