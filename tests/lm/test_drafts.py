@@ -55,7 +55,9 @@ def both(request, bridged, prompts, monkeypatch):
 def test_variants_write_what_ordinary_decoding_writes(both, prompts, share, chunk, monkeypatch):
     lm, view = both
     monkeypatch.setattr(module, "CHUNK", chunk)
+    monkeypatch.setattr(module, "READ", 2)  # so that a batch has several reads
     drafts = Drafts(lm, prompts, new_tokens=NEW, max_prompt_tokens=9, batch_size=4)
+    assert len(drafts.batches[0]) == 2
     ablate, patch = changed(view, share)
     for given, whole in ((ablate, True), (patch, True), (patch, False)):
         where = Positions.ALL if whole else Positions.GENERATED

@@ -33,8 +33,8 @@ from companion.mechanism.selection import (
 from companion.mechanism.trials import (
     ABLATED,
     BASE,
-    CONTROLLED,
     DPO,
+    SIZES,
     Sweep,
     Trial,
     ablation_controls,
@@ -143,7 +143,7 @@ def test_controls_are_held_against_trials_that_exist(every):
     random = [t for t in every if any(by_key[key].family == t.family for key in t.control_of)]
     assert all("random" in t.key for t in random)
     held = {key for t in random for key in t.control_of}
-    assert {f"ablate_{kind}_{n}" for kind in ABLATED for n in CONTROLLED} <= held
+    assert {f"ablate_{kind}_{n}" for kind in ABLATED for n in SIZES} <= held
     assert {t.key for t in every if t.published} - held == {"base", "dpo"}
 
 

@@ -23,6 +23,7 @@ from companion.lm.generation import KEPT, Generated, generate
 from companion.lm.models import LanguageModel
 from companion.lm.rows import passing
 
+READ = 32  # prompts of about one length that are read together; more are decoded together
 CHUNK = 5  # tokens of a draft that are read together; after the first wrong one the rest is in vain
 OF_ROWS = ("rows", "last", "position", "written", "seen")  # the fields of a front that have a row each
 
@@ -88,10 +89,12 @@ class Drafts:
             lm, prompts, new_tokens=new_tokens, max_prompt_tokens=max_prompt_tokens, batch_size=batch_size
         )
         rows = tokens.encode(lm.tokenizer, prompts, max_prompt_tokens)
-        self.reads = [
+        reads = [
             self._read(chosen, tokens.pad([rows[i] for i in chosen], "left"))
-            for chosen in tokens.by_length(rows, batch_size)
+            for chosen in tokens.by_length(rows, min(READ, batch_size))
         ]
+        together = max(1, batch_size // READ)
+        self.batches = [reads[i : i + together] for i in range(0, len(reads), together)]
 
     def variant(self, *, whole: bool) -> Generated:
         """What the model writes as it is now, with whatever hooks it has; at most as much as the drafts.
@@ -100,9 +103,9 @@ class Drafts:
         positions of a pass: those that predict generated tokens are all that is read.
         """
         ids, mask = torch.zeros_like(self.plain.ids), torch.zeros_like(self.plain.mask)
-        for read in self.reads:
-            written = _Writing(self, read, whole)
-            ids[read.rows], mask[read.rows] = written.ids.cpu(), written.mask.cpu()
+        for reads in self.batches:
+            written, rows = _Writing(self, reads, whole), [row for read in reads for row in read.rows]
+            ids[rows], mask[rows] = written.ids.cpu(), written.mask.cpu()
         texts = [
             tokens.decode(self.lm.tokenizer, row[kept].tolist()) for row, kept in zip(ids, mask, strict=True)
         ]
@@ -141,20 +144,28 @@ class _Writing:
     """One batch as a variant writes it: along the draft, and from where it leaves the draft on its own."""
 
     @torch.inference_mode()
-    def __init__(self, drafts: Drafts, read: Read, whole: bool) -> None:
-        self.drafts, self.read = drafts, read
-        self.ids, self.mask = torch.zeros_like(read.draft), torch.zeros_like(read.draft, dtype=torch.bool)
-        self.length = read.prompts.mask.sum(1)  # of each prompt
-        self.items = drafts.first + torch.tensor(read.rows, device=read.draft.device)
-        left = self._along_the_draft(whole)
+    def __init__(self, drafts: Drafts, reads: list[Read], whole: bool) -> None:
+        self.drafts = drafts
+        self.ids = torch.cat([torch.zeros_like(read.draft) for read in reads])
+        self.mask = torch.zeros_like(self.ids, dtype=torch.bool)
+        self.length = torch.cat([read.prompts.mask.sum(1) for read in reads])  # of each prompt
+        numbers = [row for read in reads for row in read.rows]
+        self.items = drafts.first + torch.tensor(numbers, device=self.ids.device)
+        left, first = [], 0
+        for read in reads:
+            left += self._along_the_draft(read, first, whole)
+            first += len(read.rows)
         if left:
             self._on_its_own(_merged(left))
 
-    def _along_the_draft(self, whole: bool) -> list[Front]:
-        """Take over what the variant would have written, too; return the rows that leave the draft."""
-        read, (size, new) = self.read, self.read.draft.shape
+    def _along_the_draft(self, read: Read, first: int, whole: bool) -> list[Front]:
+        """Take over what the variant would have written, too; return the rows that leave the draft.
+
+        ``first`` is the row of the read's first prompt in this batch.
+        """
+        size, new = read.draft.shape
         device, left = read.draft.device, []
-        rows, seen, draft = torch.arange(size, device=device), read.prompts.mask, read.draft
+        rows, seen, draft = first + torch.arange(size, device=device), read.prompts.mask, read.draft
         cache = DynamicCache(config=self.drafts.lm.model.config) if whole else _fork(read.cache)
         unread = read.prompts.ids if whole else read.prompts.ids[:, -1:]
         positions = read.prompts.positions[:, -unread.shape[1] :]

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 from tqdm import tqdm
 from transformer_lens import TransformerBridge
@@ -44,9 +44,8 @@ from companion.mechanism.selection import (
 from companion.mechanism.study import Study
 from companion.metrics import perplexity
 
-SIZES = (7, 36, 100, 200, 1000, 2000)  # numbers of toxic value vectors in the two papers
-# Sizes with random controls, and the published sizes that each is the nearest control of.
-CONTROLLED = {200: (100, 200), 2000: (1000, 2000)}
+SIZES = (100, 200, 1000, 2000)  # numbers of toxic value vectors that Yang et al. (2024) ablate
+FACTORS = (2, 5, 10)  # by which they scale toxic keys
 # Kinds of value vectors to ablate: label here, label in Yang et al. (2024), and the sizes published there.
 ABLATED = {
     "toxic": ("toxic", "toxic vectors", (100, 200, 1000)),
@@ -146,15 +145,14 @@ def ablations(study: Study) -> list[Trial]:
 
 
 def ablation_controls(study: Study) -> list[Trial]:
-    """For some sizes random neurons matched in number and norm, from the same pool, drawn for each prompt."""
+    """For each, as many random neurons of the same norms from the same pool, drawn for each prompt."""
     trials = []
     for kind, (name, _, _) in ABLATED.items():
         among = _pool(study, kind)
-        for n, controlled in CONTROLLED.items():
-            chosen, against = top(study.cosine, n, among), tuple(f"ablate_{kind}_{m}" for m in controlled)
-            given = (AblateValues(matched(study, chosen, study.profile.control_draws, among)),)
-            key, label = f"random_{kind}_{n}", f"random for: ablate {n} {name}"
-            trials += [Trial(key, label, "ablate", given, control_of=against)]
+        for n in SIZES:
+            drawn = matched(study, top(study.cosine, n, among), study.profile.control_draws, among)
+            key, label, of = f"random_{kind}_{n}", f"random for: ablate {n} {name}", (f"ablate_{kind}_{n}",)
+            trials += [Trial(key, label, "ablate", (AblateValues(drawn),), control_of=of)]
     return trials
 
 
@@ -257,23 +255,21 @@ def shifts(study: Study) -> list[Trial]:
 
 
 def unalignments(study: Study) -> list[Trial]:
-    """The DPO model with the keys of the 7 most toxic neurons scaled up, and with 7 random ones."""
+    """The DPO model with the keys of the 7 most toxic neurons scaled up, and with those of 7 random ones."""
     toxic = top(study.cosine, 7)
-    trials = [
-        Trial(
-            f"keys_{factor}",
-            f"DPO, 7 toxic keys × {factor}",
-            "keys",
-            (RescaleKeys(toxic, float(factor)),),
-            on_tuned=True,
-            published=(f"DPO, 7 toxic keys x{factor}", "yang2024v1"),
-        )
-        for factor in (2, 5, 10)
+    random = matched(study, toxic, study.profile.control_draws)
+
+    def scaled(
+        key: str, label: str, chosen: Bool[Tensor, "*draw layer d_mlp"], factor: int, of: tuple[str, ...] = ()
+    ) -> Trial:
+        given, label = (RescaleKeys(chosen, float(factor)),), f"DPO, 7 {label} keys × {factor}"
+        row = None if of else (f"DPO, 7 toxic keys x{factor}", "yang2024v1")
+        return Trial(f"{key}_{factor}", label, "keys", given, on_tuned=True, control_of=of, published=row)
+
+    return [
+        *(scaled("keys", "toxic", toxic, factor) for factor in FACTORS),
+        *(scaled("keys_random", "random", random, factor, (f"keys_{factor}",)) for factor in FACTORS),
     ]
-    random = (RescaleKeys(matched(study, toxic, study.profile.control_draws), 10.0),)
-    against = tuple(t.key for t in trials)
-    label = "DPO, 7 random keys × 10"
-    return [*trials, Trial("keys_random", label, "keys", random, on_tuned=True, control_of=against)]
 
 
 def patches(study: Study) -> list[Trial]:
