@@ -91,22 +91,3 @@ def test_the_table_of_claims_is_written_by_whole_runs_only(project):
     readme.update_readme(results(project / "all", **dict.fromkeys(names, 0.5)), project / "none")
     written = page.read_text(encoding="utf-8")
     assert all(f"| {claim.quote} | {claim.place} |" in written for claim in claims.load())
-
-
-def test_the_table_of_rulers_is_written_by_whole_runs_only(project):
-    names = {name for row in readme.RULERS for name in row[2:] if name}
-    figure = ("setting_floor", "dpo_toxicity_base", "dpo_toxicity_control", "dpo_toxicity_dpo")
-    page = project / "README.md"
-    page.write_text(
-        page.read_text(encoding="utf-8") + "<!-- rulers -->\nold\n<!-- /rulers -->\n", encoding="utf-8"
-    )
-    other = project / "pages" / "public_results.md"
-    other.write_text(
-        other.read_text(encoding="utf-8") + "<!-- rulers -->\n<!-- /rulers -->\n", encoding="utf-8"
-    )
-    readme.update_readme(results(project / "part", **dict.fromkeys(figure, 0.5)), project / "none")
-    assert "old" in page.read_text(encoding="utf-8")
-    readme.update_readme(results(project / "all", **dict.fromkeys([*figure, *names], 0.5)), project / "none")
-    written = page.read_text(encoding="utf-8")
-    assert "| relative drop by DPO, paired | 79.2% [72.4%, 85.3%], 301 | 50.0% [40.0%, 60.0%], 7 |" in written
-    assert "old\n" not in written

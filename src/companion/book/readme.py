@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -29,16 +28,6 @@ EVERY = (
     "| chapter and intervention | drop, embedded | drop, public | perplexity, embedded | perplexity, public "
     "| drop by the second scorer, embedded |"
 )
-
-# Rows of the table of rulers: what, format, and its result under the embedded and under the second scorer.
-RULERS = (
-    ("mean toxicity of the base model", ".3f", "setting_toxicity", "setting_toxicity_second"),
-    ("relative drop by DPO, paired", ".1%", "dpo_relative_drop", "dpo_relative_drop_second"),
-    ("relative drop by MaRCo", ".1%", "evaluation_drop_marco", "evaluation_drop_second_marco"),
-    ("words for groups that MaRCo keeps", ".1%", "evaluation_groups_kept_marco", ""),
-    ("other content words that MaRCo keeps (control)", ".1%", "evaluation_others_kept_marco", ""),
-)
-RULERS_HEAD = "| result, embedded profile | under the old scorer | embedded scorer | second scorer |"
 
 
 def address() -> str:
@@ -109,23 +98,6 @@ def update_readme(embedded: Path, public: Path) -> None:
             other = cells(f"{chapter}_drop_second_{what}", ".0%", row, 4).split(" | ")[0]
             interventions.append(f"| {row} | {cells(name, '.0%', row, 0)} | {price} | {other} |")
     write_block(page, "interventions", [EVERY, "|---|---|---|---|---|---|", *interventions])
-    if {name for row in RULERS for name in row[2:] if name} <= set(results[0]):  # not of a part of the book
-        for path in (paths.project() / "README.md", page):
-            write_block(path, "rulers", [RULERS_HEAD, "|---|---|---|---|", *_rulers(results[0])])
-
-
-def _rulers(results: dict[str, dict[str, Any]]) -> list[str]:
-    """What the book said under the scorer before this one, beside what it says under the two of now."""
-    before = json.loads((paths.DATA / "scorer" / "before.json").read_text(encoding="utf-8"))["results"]
-
-    def cell(found: dict[str, dict[str, Any]], name: str, spec: str) -> str:
-        return f"{_estimate(found[name]):{spec}}, {found[name]['n']:,}" if name in found else ""
-
-    rows = []
-    for what, spec, name, other in RULERS:
-        now = f"{cell(results, name, spec)} | {cell(results, other, spec)}"
-        rows.append(f"| {what} | {cell(before, name, spec)} | {now} |")
-    return rows
 
 
 def _cells(page: Path) -> dict[tuple[str, int], str]:
