@@ -121,7 +121,7 @@ def _ruling(claim: Claim, results: Results, sure: bool) -> Ruling:
         return Ruling(claim, verdict, f"{_REASON[verdict]}, under both scorers")
     if Verdict.HOLDS in (verdict, other):
         return Ruling(claim, Verdict.PART, "only one of the two scorers says so")
-    return Ruling(claim, Verdict.OPEN, "the two scorers do not agree")
+    return Ruling(claim, Verdict.OPEN, "one scorer has room for an effect that matters, the other has not")
 
 
 _REASON = {

@@ -138,4 +138,4 @@ def edited(
         held = torch.stack([chosen(torch.rand(cosine.shape, generator=noise)) for _ in draws])
     else:
         held = chosen(torch.where(down, cosine.abs(), -cosine.abs()))
-    return Patch(held, mean * torch.where(down, 1 - alpha, 1 + alpha))
+    return Patch(held, torch.where(down, mean * (1 - alpha), mean * (1 + alpha)))
