@@ -221,10 +221,11 @@ def shifts(study: Study) -> list[Trial]:
 
     The whole shift behind every block would be counted again in every later one, since the stream carries on
     what is added to it. So each adds what the shift grows by there
-    (:func:`companion.mechanism.selection.increments`); by block l these add up to the shift behind it. But blocks also answer what is added, and the shift contains such answers,
-    so that the stream may move further than DPO moves it. Hence two trials at a single layer each, fixed in
-    advance, after which the model does the rest by itself: the stream that enters the middle block, and the
-    one that enters the last, where the probe reads.
+    (:func:`companion.mechanism.selection.increments`); by block l these add up to the shift behind it. But
+    blocks also answer what is added, and the shift contains such answers, so that the stream may move further
+    than DPO moves it. Hence two trials at a single layer each, fixed in advance, after which the model does
+    the rest by itself: the stream that enters the middle block, and the one that enters the last, where the
+    probe reads.
 
     A random control is the same vectors, rotated together at random for each prompt: it has their norms and,
     where there are several, their angles to each other. Everything acts at every position.
