@@ -44,7 +44,7 @@ def findings() -> Iterator[tuple[str, str, bool]]:
     memory, cache = psutil.virtual_memory(), paths.cache()
     yield "cores", str(models.cores()), True
     total, free = memory.total / 1e9, memory.available / 1e9
-    yield "memory", f"{total:.1f} GB, of which {free:.1f} GB are free; chapter 11 needs 5.3 GB", True
+    yield "memory", f"{total:.1f} GB, of which {free:.1f} GB are free; chapters 7 and 11 need 6 GB", True
     disk = next(folder for folder in (cache, *cache.parents) if folder.exists())
     yield "free disk", f"{shutil.disk_usage(disk).free / 2**30:.0f} GiB (a run needs 4)", True
     try:
