@@ -668,7 +668,7 @@ def test_doctor_survives_what_is_not_there(project, companion, monkeypatch, tmp_
     monkeypatch.setattr(paths, "project", nowhere)
     code, out, err = companion("doctor")
     assert code == 0 and not err and "companion is not installed" in out and "no book here" in out
-    assert re.search(r"GB, of which \d+\.\d GB are free; chapter 11 needs 5\.3 GB", out)
+    assert re.search(r"GB, of which \d+\.\d GB are free; chapters 7 and 11 need 6 GB", out)
     monkeypatch.setenv("COMPANION_DATA", str(tmp_path / "nowhere"))
     assert companion("doctor")[0] == 2
 

@@ -39,14 +39,13 @@ def test_the_rule(low, high, verdict):
 
 
 def test_the_rule_fails_where_nothing_is_there():
-    """Of 800 samples without an effect at most the 2.5 % of one side pass, whatever their size."""
+    """Of 1,000 small samples without an effect hardly more than the 2.5 % of one side pass."""
     generator = np.random.default_rng(0)
-    for n in (20, 200):
-        held = []
-        for seed in range(400):
-            e = estimates.mean(generator.normal(0, 0.3, n), seed)
-            held.append(rule(dataclasses.asdict(e), 0.0, 0.05) is Verdict.HOLDS)
-        assert np.mean(held) < 0.05
+    held = [
+        rule(dataclasses.asdict(estimates.mean(generator.normal(0, 0.3, 40), seed)), 0.0, 0.05)
+        for seed in range(1000)
+    ]
+    assert np.mean([verdict is Verdict.HOLDS for verdict in held]) < 0.045
 
 
 def only(**results) -> claims.Ruling:
