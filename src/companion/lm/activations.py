@@ -6,6 +6,7 @@ against each other, at the cost of one number per block and neuron.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -45,7 +46,7 @@ def blocks_of(n_prompts: int) -> Int[Tensor, "prompts"]:
     return torch.randperm(n_prompts, generator=torch.Generator().manual_seed(0)) % min(BLOCKS, n_prompts)
 
 
-class Watcher:
+class Watcher(ABC):
     """Sums by block of prompts while a model writes or reads; what is summed, a subclass's hooks say.
 
     ``eps`` is that of the norm behind attention and MLP, None without one.
@@ -58,9 +59,9 @@ class Watcher:
         self.rows = torch.zeros(0, dtype=torch.long)  # the block of each row of the batch
         self.mask = torch.zeros(0, 0, dtype=torch.bool)  # batch last
 
+    @abstractmethod
     def hooks(self) -> Iterator[RemovableHandle]:
         """Hook what is to be summed, one module after the other."""
-        raise NotImplementedError
 
     @contextmanager
     def watching(self, prompts: Sequence[int]) -> Iterator[None]:
