@@ -42,12 +42,16 @@ def run(
     profile: ProfileOption = "embedded",
     set_: SetOption = None,
     force: Annotated[bool, typer.Option(help="run chapters that are unchanged, too")] = False,
+    jobs: Annotated[
+        int | None,
+        typer.Option("--jobs", "-j", min=1, help="chapters at a time; by default what cores and memory bear"),
+    ] = None,
 ) -> None:
     """Run chapters and write _build/runs/PROFILE/results.json. Ctrl-C is safe: run again to go on."""
     book.require_tools()
     from companion.book import runner
 
-    folder = runner.run(chapters, profile, parse_settings(set_), force=force)
+    folder = runner.run(chapters, profile, parse_settings(set_), force=force, jobs=jobs)
     console.print(f"results: {folder / 'results.json'}")
 
 

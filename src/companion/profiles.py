@@ -44,7 +44,8 @@ class Profile:
     sweep_window_tokens: int  #: their width
     control_draws: int  #: random draws of neurons per control, dealt over prompts
     control_seeds: int  #: further DPO runs of chapter 7
-    control_steps: int  #: their steps
+    control_shuffles: int  #: and runs on shuffled preferences
+    control_steps: int  #: steps of both
     control_batch: int  #: their pairs per step
     experts: (
         str  #: MaRCo's, ``shipped`` (data/adapters), ``small`` (trained on the spot) or ``bart`` (published)

@@ -179,7 +179,7 @@ def drop(low: float, high: float) -> dict:
 
 
 def test_a_verdict_has_changed_if_what_it_rests_on_has_drifted(compare, edition):
-    before = {"dpo_relative_drop": drop(0.4, 0.6), "evaluation_drop_marco": drop(0.3, 0.5)}
+    before = {"controls_drop": drop(0.4, 0.6), "evaluation_drop_marco": drop(0.3, 0.5)}
     edition(before)
     baseline = {name: expected(r["value"], 0.1, "dpo") for name, r in before.items()}
     for now, outcome in (
@@ -187,7 +187,7 @@ def test_a_verdict_has_changed_if_what_it_rests_on_has_drifted(compare, edition)
         (drop(-0.1, 0.05), (Verdict.NOT, True)),
         (drop(-0.02, 0.9), (Verdict.OPEN, False)),  # on the border, within tolerance
     ):
-        found = {"dpo_relative_drop": now}  # a part of the book: the other claim is not asked about
+        found = {"controls_drop": now}  # a part of the book: the other claim is not asked about
         rows, _ = compare(found, baseline)
         changes = checks.changed_verdicts({"profile": "smoke", "results": found}, list(rows.values()))
         said = [(c.claim, c.before, c.now, c.drifted) for c in changes]
@@ -195,5 +195,5 @@ def test_a_verdict_has_changed_if_what_it_rests_on_has_drifted(compare, edition)
 
 
 def test_what_has_no_edition_has_no_changed_verdict(edition):
-    found = {"profile": "smoke", "results": {"dpo_relative_drop": drop(0, 1)}}
+    found = {"profile": "smoke", "results": {"controls_drop": drop(0, 1)}}
     assert checks.changed_verdicts(found, []) == []

@@ -13,7 +13,7 @@ def result(low: float, high: float) -> dict:
     return {"value": (low + high) / 2, "low": low, "high": high, "n": 1301, "seed": 0, "chapter": "dpo"}
 
 
-HOLDS = {"dpo_relative_drop": result(0.41, 0.6123456), "dpo_relative_drop_second": result(0.3, 0.5)}
+HOLDS = {"controls_drop": result(0.41, 0.6123456), "controls_drop_second": result(0.3, 0.5)}
 
 
 @pytest.fixture
@@ -31,7 +31,7 @@ def test_an_edition_keeps_what_was_run_and_all_intervals(found):
     made = editions.load("public")
     assert path.name == "public.json" and editions.names() == ["public"]
     assert made["chapters"]["dpo"]["seconds"] == 7 and len(made["commit"]) in (0, 40)
-    assert made["results"]["dpo_relative_drop"]["high"] == 0.61235 and "seed" not in path.read_text("utf-8")
+    assert made["results"]["controls_drop"]["high"] == 0.61235 and "seed" not in path.read_text("utf-8")
 
 
 def test_the_table_has_a_column_for_the_run_and_each_edition(found):
@@ -48,13 +48,13 @@ def test_the_figure_has_a_row_per_tested_claim(found):
 
 
 def test_a_chapter_asks_editions_where_it_cannot_tell(found):
-    record.result("dpo_relative_drop", Estimate(0.2, -0.1, 0.5, 9), seed=0)
+    record.result("controls_drop", Estimate(0.2, -0.1, 0.5, 9), seed=0)
     scoreboard.conclude("embedded", "dpo")
     alone = record._texts["verdict_dpo"]
     assert alone.startswith("**cannot be told** (") and "edition" not in alone
     editions.make(found)
     scoreboard.conclude("embedded", "dpo")
     assert record._texts["verdict_dpo"] == f"{alone}; in the edition of the profile *public* it **holds**"
-    record.result("dpo_relative_drop", Estimate(0.0, -0.1, 0.05, 9), seed=0)
+    record.result("controls_drop", Estimate(0.0, -0.1, 0.05, 9), seed=0)
     scoreboard.conclude("embedded", "dpo")
     assert record._texts["verdict_dpo"].startswith("**does not hold here** (")

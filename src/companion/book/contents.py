@@ -7,6 +7,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import nbformat
 import yaml
@@ -34,8 +35,16 @@ class Chapter:
     @property
     def sums_up(self) -> bool:
         """Whether it shows results of the other chapters (``sums_up`` in the notebook's metadata)."""
-        metadata = json.loads(self.path.read_text(encoding="utf-8"))["metadata"]
-        return metadata.get("companion", {}).get("sums_up", False)
+        return self._metadata.get("sums_up", False)
+
+    @property
+    def after(self) -> list[str] | None:
+        """Names of the chapters that it builds on (``after`` in the metadata); None if it does not say."""
+        return self._metadata.get("after")
+
+    @property
+    def _metadata(self) -> dict[str, Any]:
+        return json.loads(self.path.read_text(encoding="utf-8"))["metadata"].get("companion", {})
 
 
 def pages() -> list[str]:

@@ -1,7 +1,9 @@
 """Run chapters through papermill, each in a kernel of its own, and gather their results.
 
 A chapter whose key (:func:`companion.book.runs.chapter_key`) is unchanged is not run again, so an interrupted
-run goes on where it stopped and a second run is quick; ``force`` runs it all the same.
+run goes on where it stopped and a second run is quick; ``force`` runs it all the same. Chapters that do not
+build on each other run side by side (:mod:`companion.book.schedule`): a model of this size leaves much of a
+second core idle.
 """
 
 from __future__ import annotations
@@ -12,7 +14,9 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
+from contextlib import chdir, contextmanager, suppress
 from pathlib import Path
 from typing import NoReturn
 
@@ -26,13 +30,16 @@ from papermill.exceptions import PapermillExecutionError
 from traitlets.config import Config
 
 from companion import paths, profiles, store
-from companion.book import contents, runs
+from companion.book import contents, runs, schedule
 from companion.book.contents import Chapter
 from companion.errors import CompanionError
+from companion.lm import models
 from companion.terminal import console
 
 KERNEL = "kernel-"  # beginning of a folder's name
+LAUNCHER = "ipykernel_launcher"
 STARTS = 3
+THREADS = "OMP_NUM_THREADS"
 NEVER_STARTED = "Kernel died before replying"  # jupyter_client's words; it has no exception of its own for it
 
 
@@ -41,14 +48,21 @@ class Kernel(AsyncKernelManager):
 
     @property
     def kernel_spec(self) -> KernelSpec:
-        command = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+        command = [sys.executable, "-m", LAUNCHER, "-f", "{connection_file}"]
         return KernelSpec(argv=command, language="python", display_name="companion")
 
 
 def run(
-    names: Sequence[str] | None, profile: str, overrides: dict[str, object], *, force: bool = False
+    names: Sequence[str] | None,
+    profile: str,
+    overrides: dict[str, object],
+    *,
+    force: bool = False,
+    jobs: int | None = None,
 ) -> Path:
     """Run chapters and write ``results.json``; return the run's folder.
+
+    ``jobs`` is how many run at a time; None: as many as the machine bears.
 
     Raises
     ------
@@ -73,8 +87,15 @@ def run(
         os.environ[runs.RUN] = str(folder)
         for left in folder.glob(f"{KERNEL}*"):  # by a run that was killed
             shutil.rmtree(left, ignore_errors=True)
-        for chapter in selected:
-            _run_chapter(chapter, runs.parameters(chapter, profile, overrides), folder, force)
+        jobs = min(jobs or schedule.at_a_time(), len(selected))
+
+        def do(chapter: Chapter, lane: int) -> None:
+            given = runs.parameters(chapter, profile, overrides)
+            _run_chapter(chapter, given, folder, force, lane if jobs > 1 else None)
+
+        with _shared_cores(jobs), chdir(selected[0].path.parent):  # papermill would do so in every thread
+            for chapter, future in schedule.side_by_side(selected, do, _kill_kernels, jobs):
+                _ended(chapter, future, folder)
         runs.write_results(folder, profile, overrides)
     except OSError as error:
         if store.is_disk_full(error):
@@ -83,39 +104,79 @@ def run(
     return folder
 
 
-def _run_chapter(chapter: Chapter, parameters: dict[str, object], folder: Path, force: bool) -> None:
+@contextmanager
+def _shared_cores(jobs: int) -> Iterator[None]:
+    """Kernels that start here have an equal share of the cores each, unless the user has said otherwise."""
+    if jobs == 1 or THREADS in os.environ:
+        yield
+        return
+    os.environ[THREADS] = str(max(1, models.cores() // jobs))
+    try:
+        yield
+    finally:
+        del os.environ[THREADS]
+
+
+def _kill_kernels() -> None:
+    for child in psutil.Process().children(recursive=True):
+        with suppress(psutil.NoSuchProcess):
+            if LAUNCHER in child.cmdline():
+                child.kill()
+
+
+def _run_chapter(
+    chapter: Chapter, parameters: dict[str, object], folder: Path, force: bool, lane: int | None
+) -> None:
     output, key = folder / chapter.path.name, runs.chapter_key(chapter, parameters, folder)
-    title = f"chapter {chapter.number} {chapter.name}"
+    title = _title(chapter)
     if not force and runs.is_fresh(output, key):
         console.print(f"{title}: unchanged since its last run")
-        runs.note(folder, chapter, None)
         return
-    partial, log = output.with_suffix(".partial.ipynb"), folder / "logs" / f"{chapter.path.stem}.log"
     started = time.perf_counter()
+    notebook = _execute(chapter, parameters, _partial(chapter, folder), _log(chapter, folder), lane)
+    seconds = time.perf_counter() - started
+    notebook.metadata["companion"] = {"key": key, "seconds": round(seconds, 1)}
+    nbformat.write(notebook, _partial(chapter, folder))
+    _partial(chapter, folder).replace(output)
+    console.print(f"{title}: {seconds:.0f} s")
+
+
+def _title(chapter: Chapter) -> str:
+    return f"chapter {chapter.number} {chapter.name}"
+
+
+def _partial(chapter: Chapter, folder: Path) -> Path:
+    return (folder / chapter.path.name).with_suffix(".partial.ipynb")
+
+
+def _log(chapter: Chapter, folder: Path) -> Path:
+    return folder / "logs" / f"{chapter.path.stem}.log"
+
+
+def _ended(chapter: Chapter, future: Future[None], folder: Path) -> None:
+    """Note how a chapter ended; raise what the user is to know of it."""
     try:
-        notebook = _execute(chapter, parameters, title, partial, log)
+        future.result()
     except PapermillExecutionError as error:
-        _explain(error, chapter, partial, log)
+        _explain(error, chapter, _partial(chapter, folder), _log(chapter, folder))
     except DeadKernelError as error:
         runs.note(folder, chapter, "its kernel was killed")
         what = f"the kernel of chapter '{chapter.name}' was killed, most often because memory ran out"
         raise _memory_error(what) from error
-    seconds = time.perf_counter() - started
-    notebook.metadata["companion"] = {"key": key, "seconds": round(seconds, 1)}
-    nbformat.write(notebook, partial)
-    partial.replace(output)
     runs.note(folder, chapter, None)
-    console.print(f"{title}: {seconds:.0f} s")
 
 
 def _execute(
-    chapter: Chapter, parameters: dict[str, object], title: str, partial: Path, log: Path
+    chapter: Chapter, parameters: dict[str, object], partial: Path, log: Path, lane: int | None
 ) -> nbformat.NotebookNode:
     """Run the chapter's cells in a kernel of its own, which is started again if it dies before the first one.
 
     A manager looks for free ports and the kernel takes them a second later: in between, another process that
     starts kernels, too, can be given the same ones.
     """
+    bar = {"desc": _title(chapter), "unit": "cell", "ncols": 80, "mininterval": 1}
+    if lane is not None:  # several bars would fill a log with jumps of the cursor
+        bar |= {"position": lane, "leave": False, "disable": not sys.stderr.isatty()}
     for started in range(1, STARTS + 1):
         with (
             log.open("w", encoding="utf-8") as stream,
@@ -129,8 +190,7 @@ def _execute(
                     kernel_name="python3",
                     kernel_manager_class=Kernel,
                     config=Config(Kernel={"connection_file": f"{own}/connection.json"}),
-                    progress_bar={"desc": title, "unit": "cell", "ncols": 80, "mininterval": 1},
-                    cwd=str(chapter.path.parent),
+                    progress_bar=bar,
                     stdout_file=stream,
                     stderr_file=stream,
                     log_output=False,

@@ -17,6 +17,7 @@ from tqdm import tqdm
 from transformer_lens import TransformerBridge
 
 from companion import store
+from companion.lm import recording
 from companion.lm.models import LanguageModel
 from companion.mechanism.exam import Candidate, Exam, Outcome, Writing, examine
 from companion.mechanism.interventions import (
@@ -295,7 +296,17 @@ def patches(study: Study) -> list[Trial]:
             Trial(f"{kind}_{key}", name, family, (control,), control_of=(f"patch_{key}",))
             for kind, name, family, control in controls
         ]
+    label, chosen = patch_sets(study)["all_down"]
+    name = f"clamp {label} to base means of half of the prompts"
+    held = Patch(chosen, _half_mean(study))
+    trials.append(Trial("clamp_half_all_down", name, "clamp", (held,), control_of=("clamp_all_down",)))
     return _on_generated([*trials, *_reverse(study)])
+
+
+def _half_mean(study: Study) -> Float[Tensor, "layer d_mlp"]:
+    """Mean base activations over every second block of prompts: the clamp differs by luck only."""
+    _, sums = recording.write(study.base.lm, study.task, through_norm=False)
+    return sums.weighted((torch.arange(len(sums.count)) % 2).double())
 
 
 def _reverse(study: Study) -> list[Trial]:
@@ -345,4 +356,7 @@ def edits(study: Study) -> list[Trial]:
             ("random", f"random neurons, {setting}", "edit", at_random),
         ):
             trials += [Trial(f"edit_{key}{suffix}", label, family, (patch,), control_of=against)]
+    held = Patch(edited(study, cosine, 0.0, 0.55).neurons, _half_mean(study))
+    label = "clamp only, β = 0.55, means of half of the prompts"
+    trials.append(Trial("edit_clamp_half", label, "clamp", (held,), control_of=("edit_clamp",)))
     return _on_generated(trials)

@@ -6,13 +6,13 @@ interval can resample prompts, which is where the sampling error is.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float
 from numpy.typing import ArrayLike
-from scipy.stats import rankdata
+from scipy.stats import norm, rankdata, t
 
 RESAMPLES = 5000
 INTERVAL = (0.025, 0.975)  # quantiles of a 95 % percentile interval
@@ -74,6 +74,28 @@ def ratio(
 def relative_drop(before: ArrayLike, after: ArrayLike, seed: int = 0) -> Estimate:
     """``1 - mean(after) / mean(before)``, prompts paired: .5 means halved."""
     return ratio(np.asarray(before) - np.asarray(after), before, seed)
+
+
+def beyond(one: Estimate, others: Sequence[float]) -> Estimate:
+    """A run's value minus the mean of other runs, with the luck of a run in the interval; n counts runs.
+
+    ``one`` has an interval over prompts, and the others differ from each other by luck. Both go in: the error
+    over prompts, and the spread of the others as that of any run (a prediction interval, Student's t). Where
+    nothing is there it covers 0 in at least 95 % of cases; luck over prompts that moves all runs alike is in
+    it, too.
+
+    Raises
+    ------
+    ValueError
+        If fewer than two other runs could show a spread.
+    """
+    if len(others) < 2:
+        raise ValueError(f"need at least two other runs, got {len(others)}")
+    over_prompts = (one.high - one.low) / (2 * norm.ppf(INTERVAL[1]))
+    over_runs = float(np.std(others, ddof=1)) * np.sqrt(1 + 1 / len(others))
+    value = one.value - float(np.mean(others))
+    reach = float(t.ppf(INTERVAL[1], len(others) - 1) * np.hypot(over_prompts, over_runs))
+    return Estimate(value, value - reach, value + reach, len(others) + 1)
 
 
 def bootstrap(

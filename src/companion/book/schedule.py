@@ -1,0 +1,58 @@
+"""Which chapter runs when: several side by side, each behind those that it builds on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from typing import TypeVar
+
+import psutil
+
+from companion.book.contents import Chapter
+from companion.lm import models
+
+T = TypeVar("T")
+MEMORY = 8e9  # bytes that a chapter may need; the largest one took 6 GB
+AT_MOST = 4  # more gain little: chapters 4 to 7 are all that can run at the same time
+
+
+def at_a_time() -> int:
+    """How many chapters this machine runs side by side: one a core and 8 GB of free memory, one on a GPU."""
+    by_memory = int(psutil.virtual_memory().available / MEMORY)
+    return 1 if models.usable_cuda() else max(1, min(models.cores(), by_memory, AT_MOST))
+
+
+def side_by_side(
+    chapters: Sequence[Chapter], do: Callable[[Chapter, int], T], stop: Callable[[], None], jobs: int
+) -> Iterator[tuple[Chapter, Future[T]]]:
+    """Do something to every chapter, ``jobs`` at a time; give each with its outcome when it is done.
+
+    ``do`` gets the chapter and the number of its lane, below ``jobs``, in a thread. A chapter waits for those
+    of ``chapters`` that it builds on (:attr:`companion.book.contents.Chapter.after`). ``stop`` is called on
+    Ctrl-C and when nobody listens any more: it must end what is under way, which is waited for.
+    """
+    todo: list[Chapter] = list(chapters)
+    under_way: dict[Future[T], tuple[Chapter, int]] = {}
+    with ThreadPoolExecutor(jobs) as pool:
+        try:
+            while todo or under_way:
+                unfinished = [*todo, *(chapter for chapter, _ in under_way.values())]
+                ready = [chapter for chapter in todo if not waits(chapter, unfinished)]
+                lanes = sorted(set(range(jobs)) - {lane for _, lane in under_way.values()})
+                for chapter, lane in zip(ready, lanes, strict=False):
+                    todo.remove(chapter)
+                    under_way[pool.submit(do, chapter, lane)] = chapter, lane
+                # not for long at a time: Windows hears Ctrl-C in between
+                ended, _ = wait(under_way, timeout=1, return_when=FIRST_COMPLETED)
+                for future in ended:
+                    chapter, _ = under_way.pop(future)
+                    yield chapter, future
+        except BaseException:
+            stop()
+            raise
+
+
+def waits(chapter: Chapter, unfinished: Sequence[Chapter]) -> bool:
+    """Whether a chapter builds on one of these; if it does not say on which, on all before it."""
+    before = [other for other in unfinished if other.number < chapter.number]
+    return any(chapter.after is None or other.name in chapter.after for other in before)
