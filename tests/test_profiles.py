@@ -9,14 +9,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from companion import profiles
+from companion.book import contents
 from companion.errors import CompanionError
 from companion.lm import tiny
 
-NAMES = ("embedded", "smoke", "public", "paper")
+NAMES = ("embedded", "smoke", "gemma", "public", "paper")
 TYPES = {"int": int, "str": str, "float": float, "list[str]": list}
 
 
-def test_the_four_profiles():
+def test_the_profiles():
     assert set(profiles.names()) == set(NAMES)
     for name in NAMES:
         profile = profiles.load(name)
@@ -25,12 +26,13 @@ def test_the_four_profiles():
             assert type(getattr(profile, field.name)) is TYPES[field.type], field.name
         assert profile.data in ("embedded", "public") and profile.dpo_precision in ("no", "bf16")
         assert profile.scorer in profile.scorers
+        assert set(profile.chapters) <= {chapter.name for chapter in contents.chapters()}
     assert profiles.load("smoke").model in tiny.NAMES
 
 
 def test_profiles_differ_and_inherit():
     loaded = {name: profiles.load(name) for name in NAMES}
-    assert len({tuple(map(str, asdict(p).values())) for p in loaded.values()}) == 4
+    assert len({tuple(map(str, asdict(p).values())) for p in loaded.values()}) == 5
     assert (
         loaded["smoke"].scorers == loaded["embedded"].scorers
         and loaded["smoke"].prompts < loaded["embedded"].prompts

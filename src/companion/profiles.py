@@ -1,4 +1,4 @@
-"""The four profiles; nothing else reads settings."""
+"""The profiles; nothing else reads settings."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ class Profile:
     # Sphinx takes what stands before a colon in such a comment for a type, so there is none.
     name: str
     model: str  #: a name for :func:`companion.lm.models.load`
+    chapters: list[str]  #: those that can run with it, by name; none named means all
     data: str  #: ``embedded`` (what ``data/`` ships) or ``public`` (the registry)
     scorer: str  #: the scorer that results are given in
     scorers: list[str]  #: those that chapter 1 compares

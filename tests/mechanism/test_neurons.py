@@ -313,18 +313,6 @@ def test_other_prompts_regress_to_the_mean(seed):
     assert found["net"].value == pytest.approx(0, abs=1e-9)  # each half is once before and once after
 
 
-def test_excess_is_what_a_control_does_not_show():
-    u = alternating()
-    before, moved = Side(synthetic(0), u), Side(synthetic(1, -0.8 * u), u)
-    noise = [Side(synthetic(seed), u) for seed in (2, 3)]
-    itself = accounting.excess(before, moved, moved, u, resamples=20)
-    assert all(e.value == e.low == e.high == 0 for e in itself.values())
-    found = accounting.excess(before, moved, noise[0], u)
-    assert found["net"].value == pytest.approx(0.8 * u.numel(), rel=0.1) and found["net"].low > 0
-    nothing = accounting.excess(before, noise[1], noise[0], u)
-    assert nothing["net"].low < 0 < nothing["net"].high and nothing["raise"].low < 0 < nothing["raise"].high
-
-
 def test_a_share_beyond_other_prompts_is_no_regression_to_the_mean():
     u = alternating()
     before, noise = Side(synthetic(0), u), Side(synthetic(1), u)

@@ -244,3 +244,23 @@ def test_repetition_by_hand(ids, n, expected):
 def test_continuation_ids():
     ids, mask = torch.tensor([[4, 5, 0], [6, 0, 0]]), torch.tensor([[1, 1, 1], [1, 0, 0]], dtype=torch.bool)
     assert text.continuation_ids(ids, mask) == [[4, 5, 0], [6]]
+
+
+@pytest.mark.parametrize("effect", [0.0, 1.0])
+def test_beyond_covers_the_truth_with_the_luck_of_runs(effect):
+    """Each run has luck of its own, which an interval over prompts does not contain."""
+    generator, covered, naive = np.random.default_rng(0), [], []
+    for _ in range(600):
+        runs = generator.normal(0, 0.3, 5) + effect * (np.arange(5) == 0)
+        prompts = generator.normal(runs[:, None], 0.8, (5, 60))
+        one = estimates.mean(prompts[0], 0)
+        found = estimates.beyond(one, prompts[1:].mean(1).tolist())
+        covered.append(found.low <= effect <= found.high)
+        naive.append(one.low <= effect <= one.high)
+        assert found.n == 5 and found.low < found.value < found.high
+    assert 0.93 <= np.mean(covered) <= 0.99 and np.mean(naive) < 0.7
+
+
+def test_beyond_needs_a_spread():
+    with pytest.raises(ValueError, match="two other runs"):
+        estimates.beyond(estimates.Estimate(1.0, 0.0, 2.0, 9), [0.5])

@@ -69,15 +69,15 @@ def run(
     CompanionError
         If a chapter, profile or parameter does not exist, or a chapter reports a user error or is killed.
     """
-    selected, overrides = contents.chapters(names), runs.located(overrides)
-    profiles.load(profile)
+    selected = contents.chapters(names or profiles.load(profile).chapters)
+    overrides = runs.located(overrides)
     known = {name for chapter in selected for name in runs.known(chapter)}
     for key in overrides:
         if key not in known:
             raise CompanionError(
                 f"no chosen chapter has a parameter '{key}': choose from {', '.join(sorted(known))}."
             )
-    profiles.load(profile, **{k: v for k, v in overrides.items() if k in profiles.settings()})
+    settings = profiles.load(profile, **{k: v for k, v in overrides.items() if k in profiles.settings()})
     folder = runs.folder_of(profile, overrides)
     for name in ("COMPANION_CACHE", "COMPANION_DATA"):  # kernels inherit them, and run in another folder
         if os.environ.get(name):
@@ -88,6 +88,8 @@ def run(
         for left in folder.glob(f"{KERNEL}*"):  # by a run that was killed
             shutil.rmtree(left, ignore_errors=True)
         jobs = min(jobs or schedule.at_a_time(), len(selected))
+        if settings.model in models.PACKAGED and (terms := models.PACKAGED[settings.model].terms):
+            console.print(terms)
 
         def do(chapter: Chapter, lane: int) -> None:
             given = runs.parameters(chapter, profile, overrides)
@@ -132,6 +134,8 @@ def _run_chapter(
     if not force and runs.is_fresh(output, key):
         console.print(f"{title}: unchanged since its last run")
         return
+    if lane is not None:  # a bar says nothing in a log, and is one of several
+        console.print(f"{title}: begun")
     started = time.perf_counter()
     notebook = _execute(chapter, parameters, _partial(chapter, folder), _log(chapter, folder), lane)
     seconds = time.perf_counter() - started

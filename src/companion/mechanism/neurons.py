@@ -81,31 +81,39 @@ class Side:
         return replace(self, projected=self.projected * chosen)
 
 
-def value_vectors(lm: LanguageModel) -> Iterator[Float[Tensor, "d_mlp d_model"]]:
+def value_vectors(
+    lm: LanguageModel, *, through_norm: bool = True
+) -> Iterator[Float[Tensor, "d_mlp d_model"]]:
     """Value vectors by layer, what a unit of activation writes: rows of ``c_proj``, columns of ``down_proj``.
 
     Where a norm follows the MLP (Gemma) they are multiplied by its gain; the other half of that norm, its
-    scale, is in the activations (:class:`companion.lm.activations.Recorder`).
+    scale, is in the activations (:class:`companion.lm.activations.Recorder`). Without ``through_norm`` they
+    are what the MLP gives to that norm, which is what the published code projects.
     """
     for site, norm in zip(anatomy.neuron_sites(lm).values(), anatomy.mlp_norms(lm), strict=True):
-        yield anatomy.output_vectors(lm, site, norm)
+        yield anatomy.output_vectors(lm, site, norm if through_norm else None)
 
 
-def projected(lm: LanguageModel, direction: Float[Tensor, "*n d_model"]) -> Float[Tensor, "*n layer d_mlp"]:
+def projected(
+    lm: LanguageModel, direction: Float[Tensor, "*n d_model"], *, through_norm: bool = True
+) -> Float[Tensor, "*n layer d_mlp"]:
     """v_i · d for every neuron and each direction, in fp64; directions are used at the length they have."""
     d = direction.double().to(lm.device)
     width = next(value_vectors(lm)).shape[0]
     # In one piece: small results would keep the fp64 copies' pages.
     products = torch.empty(*d.shape[:-1], lm.n_layers, width, dtype=torch.float64)
-    for layer, vectors in enumerate(value_vectors(lm)):
+    for layer, vectors in enumerate(value_vectors(lm, through_norm=through_norm)):
         products[..., layer, :] = (d @ vectors.double().T).cpu()
     return products
 
 
-def cosines(lm: LanguageModel, direction: Float[Tensor, "d_model"]) -> Float[Tensor, "layer d_mlp"]:
+def cosines(
+    lm: LanguageModel, direction: Float[Tensor, "d_model"], *, through_norm: bool = True
+) -> Float[Tensor, "layer d_mlp"]:
     """Cosine of every value vector with the direction."""
     d = direction.to(lm.device)
-    return torch.stack([cosine_similarity(vectors, d, dim=-1) for vectors in value_vectors(lm)]).cpu()
+    by_layer = value_vectors(lm, through_norm=through_norm)
+    return torch.stack([cosine_similarity(vectors, d, dim=-1) for vectors in by_layer]).cpu()
 
 
 def groups(

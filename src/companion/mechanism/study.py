@@ -41,6 +41,11 @@ class Subject:
     mean: Float[Tensor, "layer d_mlp"]
     projected: Float[Tensor, "layer d_mlp"]
 
+    def before_the_norm(self, task: Task, direction: Float[Tensor, "d_model"]) -> Side:
+        """Its projections as published: what the MLP gives to a norm that follows it (Gemma), if one does."""
+        sums = recording.write(self.lm, task, through_norm=False)[1]
+        return Side(sums, neurons.projected(self.lm, direction, through_norm=False))
+
     @classmethod
     def of(cls, lm: LanguageModel, task: Task, direction: Float[Tensor, "d_model"], label: str) -> Subject:
         """Let a model write, or take from the store what it wrote."""
