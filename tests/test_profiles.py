@@ -14,7 +14,7 @@ from companion.errors import CompanionError
 from companion.lm import tiny
 
 NAMES = ("embedded", "smoke", "gemma", "public", "paper")
-TYPES = {"int": int, "str": str, "float": float, "list[str]": list}
+TYPES = {"bool": bool, "int": int, "str": str, "float": float, "list[str]": list}
 
 
 def test_the_profiles():

@@ -81,7 +81,7 @@ BUILDERS = {
         ["mechanism.pplm", "mechanism.probe", "lm.generation", "lm.tokens"],
         ["mechanism.exam"],
     ),
-    "mechanism.trials": (["mechanism.interventions", "mechanism.exam"], ["marco.rewriting.words"]),
+    "mechanism.methods": (["mechanism.interventions"], ["marco.rewriting.words"]),
     "mechanism.dpo": (["lm.tokens", "lm.checkpoint", "lm.kernels"], ["mechanism.neurons"]),
     "lm.recording": (
         ["lm.models", "lm.activations", "lm.generation", "lm.tokens", "lm.anatomy"],

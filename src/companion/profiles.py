@@ -41,6 +41,7 @@ class Profile:
     dpo_precision: str
     sweep_prompts: int  #: prompts of the smaller exam that chapters 4, 5 and 8 take often; 0 takes all
     sweep_sentences: int  #: its sentences for F1
+    complete: bool  #: whether they have all rows of the papers' tables, or those that the text rests on
     sweep_windows: int  #: its windows for perplexity
     sweep_window_tokens: int  #: their width
     control_draws: int  #: random draws of neurons per control, dealt over prompts

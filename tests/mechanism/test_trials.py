@@ -17,6 +17,18 @@ from companion.lm import anatomy, drafts, generation, rows
 from companion.mechanism import neurons, selection, stream, study, trials
 from companion.mechanism.exam import BATCH_TOKENS, Outcome, examine
 from companion.mechanism.interventions import CONTEXT, AblateValues, Positions, applied
+from companion.mechanism.methods import (
+    ABLATED,
+    SIZES,
+    ablation_controls,
+    ablations,
+    calibrated,
+    edits,
+    patches,
+    shifts,
+    subtractions,
+    unalignments,
+)
 from companion.mechanism.neurons import Group
 from companion.mechanism.selection import (
     CIVIL_WORDS,
@@ -30,29 +42,13 @@ from companion.mechanism.selection import (
     top,
     turned,
 )
-from companion.mechanism.trials import (
-    ABLATED,
-    BASE,
-    DPO,
-    SIZES,
-    Sweep,
-    Trial,
-    ablation_controls,
-    ablations,
-    calibrated,
-    control,
-    edits,
-    patches,
-    shifts,
-    subtractions,
-    unalignments,
-)
+from companion.mechanism.trials import BASE, DPO, Sweep, Trial, control
 from companion.metrics import perplexity
 
 
 @pytest.fixture(scope="module")
 def s() -> study.Study:
-    return study.begin(profiles.load("smoke"))
+    return study.begin(profiles.load("smoke", complete=True))
 
 
 @pytest.fixture(scope="module")

@@ -55,15 +55,21 @@ def matched(
 
 
 def patch_sets(study: Study) -> dict[str, tuple[str, Neurons]]:
-    """The sets of neurons that the papers patch: label and mask by key; ↓ are neurons whose Δp > 0."""
+    """The sets of neurons that the papers patch: label and mask by key; ↓ are neurons whose Δp > 0.
+
+    Unions of two or three groups are for complete profiles.
+    """
     down, group = study.reduction > 0, study.members
     dampened = group(Group.TP) & (study.base.mean > study.tuned.mean)
-    return {
-        "dampened": ("dampened toxic (TP−)", dampened),
-        **{g.name.lower(): (f"{g.name}↓", group(g) & down) for g in Group},
+    unions = {
         "tp_an": ("TP↓ + AN↓", group(Group.TP, Group.AN) & down),
         "tn_ap": ("TN↓ + AP↓", group(Group.TN, Group.AP) & down),
         "tp_tn_an": ("TP↓ + TN↓ + AN↓", group(Group.TP, Group.TN, Group.AN) & down),
+    }
+    return {
+        "dampened": ("dampened toxic (TP−)", dampened),
+        **{g.name.lower(): (f"{g.name}↓", group(g) & down) for g in Group},
+        **(unions if study.profile.complete else {}),
         "all_down": ("all ↓", down),
         "all": ("all neurons", torch.ones_like(down)),
     }
