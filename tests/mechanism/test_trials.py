@@ -14,7 +14,7 @@ from companion import profiles
 from companion.book import published_values
 from companion.data import by_profile
 from companion.lm import anatomy, drafts, generation, rows
-from companion.mechanism import neurons, selection, stream, study, trials
+from companion.mechanism import methods, neurons, selection, stream, study
 from companion.mechanism.exam import BATCH_TOKENS, Outcome, examine
 from companion.mechanism.interventions import CONTEXT, AblateValues, Positions, applied
 from companion.mechanism.methods import (
@@ -298,7 +298,7 @@ def test_a_shift_by_nothing_changes_nothing(s, sweep, monkeypatch):
             if not t.control_of and not t.on_tuned:
                 with applied(sweep.base.view, *t.given, positions=Positions.ALL):
                     assert not torch.equal(plain(ids).logits, before)
-        monkeypatch.setattr(trials, "shift", lambda study: torch.zeros_like(selection.shift(study)))
+        monkeypatch.setattr(methods, "shift", lambda study: torch.zeros_like(selection.shift(study)))
         for t in shifts(s):
             if not t.on_tuned:
                 with applied(sweep.base.view, *t.given, positions=Positions.ALL), rows.passing([0]):
