@@ -20,6 +20,7 @@ class Profile:
     chapters: list[str]  #: those that can run with it, by name; none named means all
     data: str  #: ``embedded`` (what ``data/`` ships) or ``public`` (the registry)
     scorer: str  #: the scorer that results are given in
+    second: str  #: the scorer that stands beside it and chooses nothing
     scorers: list[str]  #: those that chapter 1 compares
     prompts: int  #: evaluation prompts; 0 takes all
     max_prompt_tokens: int  #: their longest length

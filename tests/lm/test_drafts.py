@@ -11,6 +11,7 @@ import torch
 
 from companion.errors import CompanionError
 from companion.lm import drafts as module
+from companion.lm import models
 from companion.lm.anatomy import bridge, neuron_sites
 from companion.lm.drafts import Drafts
 from companion.lm.generation import generate
@@ -121,3 +122,20 @@ def test_a_model_that_agrees_reads_each_draft_token_once(lively_lm, prompts):
 def test_no_prompts(lively_lm):
     drafts = Drafts(lively_lm, [], new_tokens=NEW, max_prompt_tokens=9)
     assert drafts.variant(whole=True).texts == drafts.variant(whole=False).texts == []
+
+
+@pytest.mark.parametrize("name", [models.EMBEDDED, models.JUDGE])
+def test_real_models_write_the_same(name, request, prompts):
+    real = request.getfixturevalue("embedded_lm") if name == models.EMBEDDED else models.load(name)
+    lm = dataclasses.replace(real, model=copy.deepcopy(real.model))
+    view = bridge(lm)
+    prompts, settings = prompts[:3], {"new_tokens": 6, "max_prompt_tokens": 9}
+    drafts = Drafts(lm, prompts, **settings)
+    assert drafts.plain.texts == generate(real, prompts, **settings).texts
+    ablate, _ = changed(view, 0.01)
+    for whole in (True, False):
+        with applied(view, ablate, positions=Positions.ALL if whole else Positions.GENERATED):
+            right = generate(lm, prompts, **settings)
+        with applied(view, ablate, positions=Positions.ALL):
+            assert drafts.variant(whole=whole).texts == right.texts
+    assert right.texts != drafts.plain.texts  # it did something

@@ -114,5 +114,5 @@ def begin(profile: Profile) -> Study:
         Subject.of(this, task, fitted.direction, name) for this, name in ((lm, "base"), (tuned, "DPO"))
     )
     cosine = neurons.cosines(lm, fitted.direction)
-    second = toxicity.load("second")
+    second = toxicity.load(profile.second)
     return Study(profile, base, after, scorer, second, preferences, fitted.direction, cosine, task)

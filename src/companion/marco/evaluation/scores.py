@@ -116,7 +116,7 @@ class Judges:
         """The judges of a profile."""
         return cls(
             toxicity.load(profile.scorer),
-            toxicity.load("second"),
+            toxicity.load(profile.second),
             toxicity.load("lexical"),
             quality.Similarity(),
             quality.TokenSimilarity(profile.encoder),
