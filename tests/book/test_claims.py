@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from companion import paths
-from companion.book import claims, contents
+from companion.book import claims, contents, editions
 from companion.book.claims import Claim, Verdict, holm, rule, rulings
 from companion.errors import CompanionError
 from companion.metrics import estimates
@@ -105,3 +105,24 @@ def test_the_committed_claims():
             "marco",
         )
         assert (claim.second != "") == read_off_a_scorer, claim.id
+
+
+def test_the_landing_page_has_every_claim_in_order():
+    lines = (paths.project() / "intro.md").read_text(encoding="utf-8").splitlines()
+    rows = [line for line in lines if "{{scoreboard_" in line and line.startswith("|")]
+    for row, claim in zip(rows, claims.load(), strict=True):
+        published, verdict = claim.published or "—", claim.id.replace("-", "_")
+        place = f"{{cite:t}}`{claim.source}`, {claim.place}"
+        assert row == f"| {claim.quote} | {place} | {published} | **{{{{scoreboard_{verdict}}}}}** |"
+
+
+@pytest.mark.parametrize("edition", editions.names())
+def test_rules_fail_on_their_nulls(edition):
+    """Where nothing is there, no edition may say that a claim holds."""
+    results = editions.load(edition)["results"]
+    for claim in claims.load():
+        for null in set(claim.nulls) & set(results):
+            assert rule(results[null], claim.zero, claim.least) is not Verdict.HOLDS, (claim.id, null)
+        if claim.result in results:
+            assert set(claim.nulls) <= set(results), claim.id
+        assert claim.nulls or claim.chapter == "evaluation", claim.id

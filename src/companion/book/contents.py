@@ -96,17 +96,15 @@ def add(name: str) -> Chapter:
     notebook.cells.insert(1, set_up)
     nbformat.write(notebook, new.path)
     _insert("_toc.yml", last, f"      - file: chapters/{new.path.stem}")
-    _insert(
-        "intro.md", last, f"| {{doc}}`chapters/{new.path.stem}` | The question? | what it is held against |"
-    )
+    _insert("intro.md", last, f"| {{doc}}`chapters/{new.path.stem}` | The question? |")
     return new
 
 
 def _insert(page: str, last: Chapter, line: str) -> None:
-    """Put a line behind the one about the last chapter."""
+    """Put a line behind the last one that is about the last chapter."""
     path = paths.project() / page
     lines = path.read_text(encoding="utf-8").split("\n")
-    place = next(i for i, text in enumerate(lines) if f"chapters/{last.path.stem}" in text)
+    place = max(i for i, text in enumerate(lines) if f"chapters/{last.path.stem}" in text)
     path.write_text(
         "\n".join([*lines[: place + 1], line, *lines[place + 1 :]]), encoding="utf-8", newline="\n"
     )
