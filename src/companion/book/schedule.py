@@ -1,4 +1,4 @@
-"""Which chapter runs when: several side by side, each behind those that it builds on."""
+"""Which chapter runs when: several side by side, each behind those that it builds on, long ones first."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TypeVar
 
 import psutil
 
+from companion.book import editions
 from companion.book.contents import Chapter
 from companion.lm import models
 
@@ -31,7 +32,7 @@ def side_by_side(
     of ``chapters`` that it builds on (:attr:`companion.book.contents.Chapter.after`). ``stop`` is called on
     Ctrl-C and when nobody listens any more: it must end what is under way, which is waited for.
     """
-    todo: list[Chapter] = list(chapters)
+    todo = _long_ones_first(chapters) if jobs > 1 else list(chapters)
     under_way: dict[Future[T], tuple[Chapter, int]] = {}
     with ThreadPoolExecutor(jobs) as pool:
         try:
@@ -50,6 +51,12 @@ def side_by_side(
         except BaseException:
             stop()
             raise
+
+
+def _long_ones_first(chapters: Sequence[Chapter]) -> list[Chapter]:
+    """By the time that they took in the embedded edition, so that none of them is alone at the end."""
+    took = editions.load("embedded").get("chapters", {})
+    return sorted(chapters, key=lambda chapter: -took.get(chapter.name, {}).get("seconds", 0))
 
 
 def waits(chapter: Chapter, unfinished: Sequence[Chapter]) -> bool:
