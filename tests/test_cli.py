@@ -383,6 +383,27 @@ def test_ctrl_c_in_a_chapter_stops_its_kernel_and_the_next_run_goes_on(project, 
     assert not earlier_results_unchanged(project)
 
 
+def test_a_chapter_that_fails_stops_the_one_beside_it(project, tmp_path):
+    """In a process of its own: what were left running would hold up its end."""
+    marker = tmp_path / "kernel"
+    waiting = f"import os, pathlib, time\npathlib.Path({str(marker)!r}).write_text(str(os.getpid()))\n"
+    waiting += "time.sleep(300)"
+    failing = (
+        f"import pathlib, time\nwhile not pathlib.Path({str(marker)!r}).exists(): time.sleep(0.1)\n1 / 0"
+    )
+    for name, source in (("01_mini", waiting), ("02_second", failing)):
+        made = notebook("profile = 'embedded'", source)
+        made.metadata["companion"] = {"after": []}
+        nbformat.write(made, project / "chapters" / f"{name}.ipynb")
+    code = "import pathlib\nfrom companion import cli, paths\n"
+    code += f"paths.project = lambda: pathlib.Path({str(project)!r})\ncli.main()"
+    command = [sys.executable, "-c", code, "run", "-p", "smoke", "--jobs", "2"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 1 and "chapter second failed with ZeroDivisionError" in done.stderr
+    assert not psutil.pid_exists(int(marker.read_text(encoding="utf-8")))
+    assert set(runs.failed(project / "_build" / "runs" / "smoke")) == {"second"}
+
+
 @pytest.fixture
 def chapter(project):
     """Make a chapter of one line or several; returns its file."""

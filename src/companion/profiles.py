@@ -42,9 +42,9 @@ class Profile:
     dpo_precision: str
     sweep_prompts: int  #: prompts of the smaller exam that chapters 4, 5 and 8 take often; 0 takes all
     sweep_sentences: int  #: its sentences for F1
-    complete: bool  #: whether they have all rows of the papers' tables, or those that the text rests on
     sweep_windows: int  #: its windows for perplexity
     sweep_window_tokens: int  #: their width
+    complete: bool  #: whether these chapters have all rows of the papers' tables, or what the text rests on
     control_draws: int  #: random draws of neurons per control, dealt over prompts
     control_seeds: int  #: further DPO runs of chapter 7
     control_shuffles: int  #: and runs on shuffled preferences

@@ -92,6 +92,15 @@ def test_many_contrasts_are_corrected_together():
     assert {ruling.verdict for ruling in found} == {Verdict.OPEN} and "by chance" in found[0].because
 
 
+def test_few_units_make_far_values_likely():
+    """Three degrees of freedom: four half-widths away is p = .001, and not the 1e-14 of a normal one."""
+    far, many = {"value": 0.4, "low": 0.3, "high": 0.5}, 100
+    few = [dataclasses.replace(CLAIM, id=f"{i}", result=f"drop_{i}") for i in range(many)]
+    for n, verdict in ((5, Verdict.OPEN), (300, Verdict.HOLDS)):
+        found = rulings({f"drop_{i}": far | {"n": n} for i in range(many)}, few)
+        assert {ruling.verdict for ruling in found} == {verdict}
+
+
 def test_the_committed_claims():
     listed = claims.load()
     assert len({claim.id for claim in listed}) == len(listed) <= 16

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from scipy.stats import norm
+from scipy.stats import t
 
 from companion import paths
 from companion.errors import CompanionError
@@ -132,10 +132,15 @@ _REASON = {
 
 
 def _p_value(result: Mapping[str, Any], zero: float) -> float:
-    """Two-sided, of a normal distribution with the interval's width."""
-    error = (result["high"] - result["low"]) / (2 * norm.ppf(0.975))
+    """Two-sided, of Student's t with the interval's width and two degrees of freedom less than units.
+
+    So it is for a run against the mean of n - 1 others (:func:`companion.metrics.estimates.beyond`): few units
+    make far values more likely than a normal distribution says. With many units the two are the same.
+    """
+    freedom = max(1, result.get("n", 10**6) - 2)
+    error = (result["high"] - result["low"]) / (2 * t.ppf(0.975, freedom))
     away = abs(result["value"] - zero)
-    return 2 * float(norm.sf(away / error)) if error else float(away == 0)
+    return 2 * float(t.sf(away / error, freedom)) if error else float(away == 0)
 
 
 def holm(p_values: Iterable[float]) -> list[bool]:

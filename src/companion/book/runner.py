@@ -2,8 +2,8 @@
 
 A chapter whose key (:func:`companion.book.runs.chapter_key`) is unchanged is not run again, so an interrupted
 run goes on where it stopped and a second run is quick; ``force`` runs it all the same. Chapters that do not
-build on each other run side by side (:mod:`companion.book.schedule`): a model of this size leaves much of a
-second core idle.
+build on each other run side by side (:mod:`companion.book.schedule`): on one of two cores each takes one and
+a half times as long as on both.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
-from contextlib import chdir, contextmanager, suppress
+from contextlib import chdir, closing, contextmanager, suppress
 from pathlib import Path
 from typing import NoReturn
 
@@ -95,8 +95,12 @@ def run(
             given = runs.parameters(chapter, profile, overrides)
             _run_chapter(chapter, given, folder, force, lane if jobs > 1 else None)
 
-        with _shared_cores(jobs), chdir(selected[0].path.parent):  # papermill would do so in every thread
-            for chapter, future in schedule.side_by_side(selected, do, _kill_kernels, jobs):
+        with (
+            _shared_cores(jobs),
+            chdir(selected[0].path.parent),  # papermill would do so in every thread
+            closing(schedule.side_by_side(selected, do, _kill_kernels, jobs)) as ended,
+        ):
+            for chapter, future in ended:
                 _ended(chapter, future, folder)
         runs.write_results(folder, profile, overrides)
     except OSError as error:

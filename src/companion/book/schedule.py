@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import TypeVar
 
@@ -25,7 +25,7 @@ def at_a_time() -> int:
 
 def side_by_side(
     chapters: Sequence[Chapter], do: Callable[[Chapter, int], T], stop: Callable[[], None], jobs: int
-) -> Iterator[tuple[Chapter, Future[T]]]:
+) -> Generator[tuple[Chapter, Future[T]], None, None]:
     """Do something to every chapter, ``jobs`` at a time; give each with its outcome when it is done.
 
     ``do`` gets the chapter and the number of its lane, below ``jobs``, in a thread. A chapter waits for those

@@ -86,7 +86,10 @@ def _cell(claim: Claim, results: Results, ruling: Ruling | None) -> str:
     if ruling is None:
         return "not in this run"
     beside = [f"second scorer {_shown(results[claim.second])}"] if claim.second in results else []
-    beside += [f"nothing there {_shown(results[null])}" for null in claim.nulls[:1] if null in results]
+    nulls = [null for null in claim.nulls if null in results]
+    if nulls:  # the one that looks most like an effect
+        nearest = max(nulls, key=lambda null: (results[null]["value"] - claim.zero) / claim.least)
+        beside.append(f"nothing there {_shown(results[nearest])}")
     return "; ".join([f"**{ruling.verdict}**: {_shown(results[claim.result])}", *beside])
 
 

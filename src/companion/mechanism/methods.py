@@ -48,7 +48,7 @@ from companion.profiles import Profile
 
 SIZES = (100, 200, 1000, 2000)  # numbers of toxic value vectors that Yang et al. (2024) ablate
 FACTORS = (2, 5, 10)  # by which they scale toxic keys
-NEEDED = (200, 2000, 10)  # of both, what verdicts and text rest on
+NEEDED_SIZES, NEEDED_FACTORS = (200, 2000), (10,)  # what verdicts and text rest on
 ZEROED = ("dampened", "all_down")  # patched sets that are switched off, too, if not all are
 # Kinds of value vectors to ablate: label here, label in Yang et al. (2024), and the sizes published there.
 ABLATED = {
@@ -69,7 +69,7 @@ COSTS = {1.0: "", 0.25: ", a quarter of the cost", 4.0: ", four times the cost"}
 
 def sizes(profile: Profile) -> list[int]:
     """How many value vectors are ablated."""
-    return [n for n in SIZES if profile.complete or n in NEEDED]
+    return [n for n in SIZES if profile.complete or n in NEEDED_SIZES]
 
 
 def costs(profile: Profile) -> list[float]:
@@ -210,7 +210,7 @@ def unalignments(study: Study) -> list[Trial]:
         row = None if of else (f"DPO, 7 toxic keys x{factor}", "yang2024v1")
         return Trial(f"{key}_{factor}", label, "keys", given, on_tuned=True, control_of=of, published=row)
 
-    factors = [factor for factor in FACTORS if study.profile.complete or factor in NEEDED]
+    factors = [factor for factor in FACTORS if study.profile.complete or factor in NEEDED_FACTORS]
     return [
         *(scaled("keys", "toxic", toxic, factor) for factor in factors),
         *(scaled("keys_random", "random", random, factor, (f"keys_{factor}",)) for factor in factors),
