@@ -134,7 +134,7 @@ _REASON = {
 def _p_value(result: Mapping[str, Any], zero: float) -> float:
     """Two-sided, of Student's t with the interval's width and two degrees of freedom less than units.
 
-    So it is for a run against the mean of n - 1 others (:func:`companion.metrics.estimates.beyond`): few units
+    So it is for a run against the mean of others (:func:`companion.metrics.estimates.beyond`): few units
     make far values more likely than a normal distribution says. With many units the two are the same.
     """
     freedom = max(1, result.get("n", 10**6) - 2)
