@@ -64,8 +64,7 @@ def test_variants_write_what_ordinary_decoding_writes(both, prompts, share, chun
         where = Positions.ALL if whole else Positions.GENERATED
         with applied(view, given, positions=where):
             right = generate(lm, prompts, new_tokens=NEW, max_prompt_tokens=9, batch_size=4)
-        with applied(view, given, positions=Positions.ALL):
-            found = drafts.variant(whole=whole)
+        found = drafts.variant(applied(view, given, positions=Positions.ALL), whole=whole)
         assert torch.equal(found.ids, right.ids) and torch.equal(found.mask, right.mask)
         assert found.texts == right.texts
     assert share < 0.2 or found.texts != drafts.plain.texts  # it did something
@@ -92,8 +91,9 @@ def test_each_prompt_has_its_own_draw(both, prompts, kind):
     size = {"new_tokens": NEW, "max_prompt_tokens": 9}
     drafts = Drafts(lm, prompts, **size, batch_size=4)
     windows = [[5, 6, 7, 8], [9, 10, 11], [12, 13, 14, 15], [16, 17, 18]]
+    together = drafts.variant(applied(view, given(slice(None)), positions=Positions.ALL), whole=True)
     with applied(view, given(slice(None)), positions=Positions.ALL):
-        together, (nll, _) = drafts.variant(whole=True), cross_entropy(lm, windows, batch_size=3)
+        nll, _ = cross_entropy(lm, windows, batch_size=3)
     for draw in range(3):
         with applied(view, given(draw), positions=Positions.ALL):
             alone = generate(lm, prompts, **size)
@@ -110,6 +110,7 @@ def test_each_prompt_has_its_own_draw(both, prompts, kind):
 
 def test_a_model_that_agrees_reads_each_draft_token_once(lively_lm, prompts):
     drafts = Drafts(lively_lm, prompts, new_tokens=NEW, max_prompt_tokens=9)
+    drafts.variant(whole=False)  # reads the prompts, once
     read = []
     site = next(iter(neuron_sites(lively_lm).values()))
     handle = site.register_forward_hook(lambda _m, args, _out: read.append(args[0].shape[1]))
@@ -117,6 +118,19 @@ def test_a_model_that_agrees_reads_each_draft_token_once(lively_lm, prompts):
         stack.callback(handle.remove)
         drafts.variant(whole=False)
     assert sum(read) == NEW and len(read) == -(-NEW // module.CHUNK)
+
+
+def test_another_text_is_a_slower_draft(both, prompts):
+    """What is handed over as the plain text decides how long it takes, never what is written."""
+    lm, view = both
+    size = {"new_tokens": NEW, "max_prompt_tokens": 9}
+    right = Drafts(lm, prompts, **size)
+    wrong = Drafts(lm, prompts, **size, plain=dataclasses.replace(right.plain, ids=right.plain.ids.flip(0)))
+    _, patch = changed(view, 0.2)
+    for whole in (True, False):
+        found = (d.variant(applied(view, patch, positions=Positions.ALL), whole=whole) for d in (right, wrong))
+        one, other = found
+        assert torch.equal(one.ids, other.ids) and torch.equal(one.mask, other.mask)
 
 
 def test_no_prompts(lively_lm):
@@ -136,6 +150,6 @@ def test_real_models_write_the_same(name, request, prompts):
     for whole in (True, False):
         with applied(view, ablate, positions=Positions.ALL if whole else Positions.GENERATED):
             right = generate(lm, prompts, **settings)
-        with applied(view, ablate, positions=Positions.ALL):
-            assert drafts.variant(whole=whole).texts == right.texts
+        change = applied(view, ablate, positions=Positions.ALL)
+        assert drafts.variant(change, whole=whole).texts == right.texts
     assert right.texts != drafts.plain.texts  # it did something

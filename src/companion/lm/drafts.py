@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from jaxtyping import Bool, Int
@@ -30,12 +32,22 @@ OF_ROWS = ("rows", "last", "position", "written", "seen")  # the fields of a fro
 
 @dataclass(frozen=True)
 class Read:
-    """A batch of prompts, their continuations by the plain model, and its cache of all but the last token."""
+    """Prompts that are read together, and their continuations by the plain model."""
 
+    lm: LanguageModel
     rows: list[int]
     prompts: tokens.Batch
     draft: Int[Tensor, "batch new"]
-    cache: DynamicCache
+
+    @cached_property
+    @torch.inference_mode()
+    def cache(self) -> DynamicCache:
+        """The plain model's, of all but the last token of each prompt; read when it is first asked for."""
+        cache = DynamicCache(config=self.lm.model.config)
+        if self.prompts.ids.shape[1] > 1:
+            ids, mask, positions = (t[:, :-1] for t in (*self.prompts, self.prompts.positions))
+            follow(self.lm, ids, mask, positions, cache, 1)
+        return cache
 
 
 @dataclass
@@ -63,6 +75,7 @@ class Front:
 class Drafts:
     """Prompts, and what a model writes after them: now, and later as a variant of itself.
 
+    ``plain`` is what the model writes by itself, if that is known: any other text is a slower draft.
     ``first`` is the number of the first prompt in the run (:mod:`companion.lm.rows`).
 
     Examples
@@ -70,7 +83,7 @@ class Drafts:
     >>> from companion.lm import models
     >>> from companion.lm.drafts import Drafts
     >>> drafts = Drafts(models.load("tiny-llama"), ["I think that"], new_tokens=5, max_prompt_tokens=32)
-    >>> drafts.variant(whole=True).texts == drafts.plain.texts  # nothing has been done to the model
+    >>> drafts.variant(whole=True).texts == drafts.plain.texts  # nothing is done to the model
     True
     """
 
@@ -83,9 +96,10 @@ class Drafts:
         max_prompt_tokens: int,
         batch_size: int = 128,
         first: int = 0,
+        plain: Generated | None = None,
     ) -> None:
         self.lm, self.first, self.ends = lm, first, torch.tensor(lm.eos_ids, device=lm.device)
-        self.plain = generate(
+        self.plain = plain or generate(
             lm, prompts, new_tokens=new_tokens, max_prompt_tokens=max_prompt_tokens, batch_size=batch_size
         )
         rows = tokens.encode(lm.tokenizer, prompts, max_prompt_tokens)
@@ -96,48 +110,48 @@ class Drafts:
         together = max(1, batch_size // READ)
         self.batches = [reads[i : i + together] for i in range(0, len(reads), together)]
 
-    def variant(self, *, whole: bool) -> Generated:
-        """What the model writes as it is now, with whatever hooks it has; at most as much as the drafts.
+    def variant(self, change: AbstractContextManager | None = None, *, whole: bool) -> Generated:
+        """What the model writes while it is changed, at most as much as the drafts.
 
-        ``whole``: the hooks act on prompts, too, so that these are read anew. Otherwise they must act at all
-        positions of a pass: those that predict generated tokens are all that is read.
+        ``change`` puts hooks on the model, and takes them off again; they act at all positions of a pass.
+        ``whole``: prompts are read with them. If not, what is read are the positions that predict tokens.
         """
         ids, mask = torch.zeros_like(self.plain.ids), torch.zeros_like(self.plain.mask)
-        for reads in self.batches:
-            written, rows = _Writing(self, reads, whole), [row for read in reads for row in read.rows]
-            ids[rows], mask[rows] = written.ids.cpu(), written.mask.cpu()
+        for read in (read for reads in self.batches for read in reads if not whole):
+            _ = read.cache  # the plain model's: not to be read once the model is changed
+        with change or nullcontext():
+            for reads in self.batches:
+                written, rows = _Writing(self, reads, whole), [row for read in reads for row in read.rows]
+                ids[rows], mask[rows] = written.ids.cpu(), written.mask.cpu()
         texts = [
             tokens.decode(self.lm.tokenizer, row[kept].tolist()) for row, kept in zip(ids, mask, strict=True)
         ]
         return Generated(ids, mask, texts)
 
-    @torch.inference_mode()
     def _read(self, rows: list[int], prompts: tokens.Batch) -> Read:
-        device, cache = self.lm.device, DynamicCache(config=self.lm.model.config)
+        device = self.lm.device
         on_device = tokens.Batch(prompts.ids.to(device), prompts.mask.to(device))
-        if prompts.ids.shape[1] > 1:
-            ids, mask, positions = (t[:, :-1] for t in (*on_device, on_device.positions))
-            self.forward(ids, mask, positions, cache, 1)
-        return Read(rows, on_device, self.plain.ids[rows].to(device), cache)
+        return Read(self.lm, rows, on_device, self.plain.ids[rows].to(device))
 
-    def forward(
-        self,
-        ids: Int[Tensor, "row pos"],
-        seen: Bool[Tensor, "row column"],
-        positions: Int[Tensor, "row pos"],
-        cache: DynamicCache,
-        last: int,
-    ) -> Int[Tensor, "row last"]:
-        """Read tokens behind a cache, which grows; return the likeliest token after each of the last."""
-        logits = self.lm.model(
-            input_ids=ids,
-            attention_mask=seen.long(),
-            position_ids=positions,
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=last,
-        ).logits
-        return logits.argmax(-1)
+
+def follow(
+    lm: LanguageModel,
+    ids: Int[Tensor, "row pos"],
+    seen: Bool[Tensor, "row column"],
+    positions: Int[Tensor, "row pos"],
+    cache: DynamicCache,
+    last: int,
+) -> Int[Tensor, "row last"]:
+    """Read tokens behind a cache, which grows; return the likeliest token after each of the last."""
+    logits = lm.model(
+        input_ids=ids,
+        attention_mask=seen.long(),
+        position_ids=positions,
+        past_key_values=cache,
+        use_cache=True,
+        logits_to_keep=last,
+    ).logits
+    return logits.argmax(-1)
 
 
 class _Writing:
@@ -177,7 +191,7 @@ class _Writing:
             positions = torch.cat([positions, positions[:, -1:] + 1 + ahead], 1)
             ids = torch.cat([unread, proposed[:, :-1]], 1)
             with passing(self.items[rows]):
-                chosen = self.drafts.forward(ids, seen, positions, cache, width)
+                chosen = follow(self.drafts.lm, ids, seen, positions, cache, width)
             agreed = (chosen == proposed).long().cumprod(1).sum(1)  # row: tokens of the draft taken over
             goes_on = self._write(rows, chosen, start, (agreed + 1).clamp(max=width))
             leaves = goes_on & (agreed < width)
@@ -206,7 +220,7 @@ class _Writing:
             front.seen = torch.cat([front.seen, front.seen.new_ones(len(alive), 1)], 1)
             ids, positions = front.last[:, None], front.position[:, None]
             with passing(self.items[front.rows]):
-                chosen = self.drafts.forward(ids, front.seen, positions, front.cache, 1)
+                chosen = follow(self.drafts.lm, ids, front.seen, positions, front.cache, 1)
             alive = alive & self._write(front.rows, chosen, front.written, alive.long())
             front.last, front.position = chosen[:, 0], front.position + 1
             front.written = front.written + 1

@@ -48,6 +48,17 @@ class Generated:
     mask: Bool[Tensor, "prompt new"]
     texts: list[str]
 
+    def of(self, rows: Sequence[int]) -> Generated:
+        """Those of some prompts."""
+        chosen = list(rows)
+        return Generated(self.ids[chosen], self.mask[chosen], [self.texts[row] for row in chosen])
+
+
+def joined(one: Generated, other: Generated) -> Generated:
+    """Continuations of the same length, one after the other."""
+    parts = (torch.cat([one.ids, other.ids]), torch.cat([one.mask, other.mask]))
+    return Generated(*parts, [*one.texts, *other.texts])
+
 
 def generate(
     lm: LanguageModel,

@@ -19,6 +19,7 @@ from transformer_lens import TransformerBridge
 from companion import store
 from companion.data import by_profile
 from companion.lm.drafts import Drafts
+from companion.lm.generation import Generated, generate, joined
 from companion.lm.models import LanguageModel
 from companion.lm.recording import Task
 from companion.mechanism.interventions import CONTEXT, Intervention, Positions, applied
@@ -103,11 +104,15 @@ def _rise(nll: np.ndarray | np.float64) -> np.ndarray | np.float64:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A model that sits an exam, with its TransformerBridge (:func:`companion.lm.anatomy.bridge`)."""
+    """A model that sits an exam, with its TransformerBridge (:func:`companion.lm.anatomy.bridge`).
+
+    ``own`` is what it writes by itself after the prompts of the exam, if that is known.
+    """
 
     lm: LanguageModel
     view: TransformerBridge
     exam: Exam
+    own: Generated | None = None
 
     @property
     def asked(self) -> list[str]:
@@ -118,14 +123,10 @@ class Candidate:
     def drafts(self) -> Drafts:
         """What it writes when nothing is done to it; from it follows what it writes under interventions."""
         task = self.exam.task
-        return Drafts(
-            self.lm,
-            self.asked,
-            new_tokens=task.new_tokens,
-            max_prompt_tokens=task.max_prompt_tokens,
-            batch_size=task.batch_size,
-            first=self.exam.first,
-        )
+        lengths = {"new_tokens": task.new_tokens, "max_prompt_tokens": task.max_prompt_tokens}
+        size = {**lengths, "batch_size": task.batch_size}
+        plain = self.own and joined(self.own, generate(self.lm, self.exam.openings, **size))
+        return Drafts(self.lm, self.asked, **size, first=self.exam.first, plain=plain)
 
 
 def examine(
@@ -147,8 +148,8 @@ def examine(
         drafts = candidate.drafts
         if not given:
             return drafts.plain.texts
-        with applied(view, *given, positions=Positions.ALL):  # of what is read; a prompt only if it is whole
-            return drafts.variant(whole=writing is Positions.ALL).texts
+        change = applied(view, *given, positions=Positions.ALL)  # of what is read; a prompt only if it is whole
+        return drafts.variant(change, whole=writing is Positions.ALL).texts
 
     def read() -> list[list[float] | list[int]]:
         with applied(view, *given, positions=reading):

@@ -6,9 +6,10 @@ What the trials of the papers are, :mod:`companion.mechanism.methods` lists.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from tqdm import tqdm
+from transformer_lens import TransformerBridge
 
 from companion.mechanism.exam import Candidate, Exam, Outcome, Writing, examine
 from companion.mechanism.interventions import Intervention, Positions
@@ -50,9 +51,7 @@ class Sweep:
     @classmethod
     def of(cls, study: Study) -> Sweep:
         """Both models through TransformerLens, with the exam of the study's profile."""
-        exam = Exam.of(study.profile, study.base.lm)
-        subjects = zip((study.base.lm, study.tuned.lm), study.views(), strict=True)
-        return cls(study, *(Candidate(lm, view, exam) for lm, view in subjects))
+        return cls(study, *_candidates(study, Exam.of(study.profile, study.base.lm), study.views()))
 
     def run(self, trials: Iterable[Trial]) -> dict[str, Outcome]:
         """Outcomes by key, one trial after the other; an interrupted list goes on where it stopped."""
@@ -74,9 +73,21 @@ class Sweep:
         outcomes, rest = self.run(chosen), self.base.exam.rest(self.study.profile)
         if not rest.task.prompts:
             return outcomes
-        others = replace(self, base=replace(self.base, exam=rest), tuned=replace(self.tuned, exam=rest))
-        more = others.run(chosen)
+        views = self.base.view, self.tuned.view
+        more = Sweep(self.study, *_candidates(self.study, rest, views)).run(chosen)
         return {key: outcome.with_more_prompts(more[key]) for key, outcome in outcomes.items()}
+
+
+def _candidates(
+    study: Study, exam: Exam, views: tuple[TransformerBridge, TransformerBridge]
+) -> list[Candidate]:
+    """Both models; what they write by themselves is known from all evaluation prompts."""
+    row = {prompt: i for i, prompt in enumerate(study.task.prompts)}
+    rows = [row[prompt] for prompt in exam.task.prompts]
+    return [
+        Candidate(subject.lm, view, exam, subject.text.of(rows))
+        for subject, view in zip((study.base, study.tuned), views, strict=True)
+    ]
 
 
 def control(trial: Trial, trials: Iterable[Trial], outcomes: Mapping[str, Outcome]) -> Outcome | None:
