@@ -10,6 +10,8 @@ import sys
 os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is imported
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")  # the bit-for-bit tests are for the CPU
+if workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 0)):  # or their threads wait for each other
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
 
 import jaxtyping
 import pytest

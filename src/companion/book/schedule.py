@@ -1,4 +1,7 @@
-"""Which chapter runs when: several side by side, each behind those that it builds on, long ones first."""
+"""Which chapter runs when: several side by side, each behind those that it builds on.
+
+First comes what most time hangs on: a chapter's own and that of the longest chain behind it.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +35,7 @@ def side_by_side(
     of ``chapters`` that it builds on (:attr:`companion.book.contents.Chapter.after`). ``stop`` is called on
     Ctrl-C and when nobody listens any more: it must end what is under way, which is waited for.
     """
-    todo = _long_ones_first(chapters) if jobs > 1 else list(chapters)
+    todo = _longest_way_first(chapters) if jobs > 1 else list(chapters)
     under_way: dict[Future[T], tuple[Chapter, int]] = {}
     with ThreadPoolExecutor(jobs) as pool:
         try:
@@ -53,10 +56,17 @@ def side_by_side(
             raise
 
 
-def _long_ones_first(chapters: Sequence[Chapter]) -> list[Chapter]:
-    """By the time that they took in the embedded edition, so that none of them is alone at the end."""
+def _longest_way_first(chapters: Sequence[Chapter]) -> list[Chapter]:
+    """By the time from a chapter's begin to the end of the longest chain behind it, as the embedded edition took.
+
+    So no chain of chapters is alone at the end while other lanes have nothing left to do.
+    """
     took = editions.load("embedded").get("chapters", {})
-    return sorted(chapters, key=lambda chapter: -took.get(chapter.name, {}).get("seconds", 0))
+    way: dict[str, float] = {}
+    for chapter in sorted(chapters, key=lambda chapter: -chapter.number):
+        behind = [way[other.name] for other in chapters if waits(other, [chapter])]
+        way[chapter.name] = took.get(chapter.name, {}).get("seconds", 0) + max(behind, default=0)
+    return sorted(chapters, key=lambda chapter: -way[chapter.name])
 
 
 def waits(chapter: Chapter, unfinished: Sequence[Chapter]) -> bool:

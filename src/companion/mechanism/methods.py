@@ -49,7 +49,7 @@ from companion.profiles import Profile
 SIZES = (100, 200, 1000, 2000)  # numbers of toxic value vectors that Yang et al. (2024) ablate
 FACTORS = (2, 5, 10)  # by which they scale toxic keys
 NEEDED_SIZES, NEEDED_FACTORS = (200, 2000), (10,)  # what verdicts and text rest on
-ZEROED = ("dampened", "all_down")  # patched sets that are switched off, too, if not all are
+NEEDED_SETS = ("dampened", "all_down", "all")  # of those that are patched
 # Kinds of value vectors to ablate: label here, label in Yang et al. (2024), and the sizes published there.
 ABLATED = {
     "toxic": ("toxic", "toxic vectors", (100, 200, 1000)),
@@ -217,6 +217,12 @@ def unalignments(study: Study) -> list[Trial]:
     ]
 
 
+def patched(study: Study) -> dict[str, tuple[str, Neurons]]:
+    """The sets of neurons that are patched, label and mask by key; single groups in complete profiles."""
+    sets = patch_sets(study)
+    return {key: of for key, of in sets.items() if study.profile.complete or key in NEEDED_SETS}
+
+
 def patches(study: Study) -> list[Trial]:
     """Base model with mean DPO activations, each set of neurons with its controls, and the reverse.
 
@@ -225,14 +231,13 @@ def patches(study: Study) -> list[Trial]:
     """
     base, tuned, draws = study.base.mean, study.tuned.mean, study.profile.control_draws
     trials: list[Trial] = []
-    for key, (label, chosen) in patch_sets(study).items():
+    for key, (label, chosen) in patched(study).items():
         given, published = (Patch(chosen, tuned),), PATCHED.get(key)
         trials += [Trial(f"patch_{key}", f"patch {label}", "patch", given, published=published)]
         controls: list[tuple[str, str, str, Intervention]] = [
             ("clamp", f"clamp {label} to base means", "clamp", Patch(chosen, base)),
+            ("zero", f"zero {label}", "zero", AblateValues(chosen)),
         ]
-        if study.profile.complete or key in ZEROED:
-            controls.append(("zero", f"zero {label}", "zero", AblateValues(chosen)))
         if not chosen.all():  # else no neurons are left to draw from
             drawn = Patch(matched(study, chosen, draws), tuned)
             controls += [("random", f"random for: patch {label}", "patch", drawn)]
@@ -283,7 +288,7 @@ def _on_generated(trials: Iterable[Trial]) -> list[Trial]:
 def edits(study: Study) -> list[Trial]:
     """The published editing rule, one with a strong factor and a small clamp, and for each its controls."""
     cosine, embedding = study.cosine, cosines(study.base.lm, embedding_direction(study))
-    trials = []
+    trials, complete = [], study.profile.complete
     for rule, suffix, alpha, beta in (("published", "", 0.01, 0.55), ("strong", "_strong", 1.0, 0.02)):
         setting = f"α = {alpha:g}, β = {beta:g}"
         by_embedding = edited(study, embedding, alpha, beta)
@@ -292,14 +297,17 @@ def edits(study: Study) -> list[Trial]:
         against = (f"edit_{rule}",)
         trials += [
             Trial(f"edit_{rule}", f"edit, {setting}", "edit", (edited(study, cosine, alpha, beta),)),
-            Trial(f"edit_embedding{suffix}", f"edit by embedding, {setting}", "edit", (by_embedding,)),
         ]
+        if complete or rule == "published":
+            key, label = f"edit_embedding{suffix}", f"edit by embedding, {setting}"
+            trials += [Trial(key, label, "edit", (by_embedding,))]
         for key, label, family, patch in (
             ("clamp", f"clamp only, α = 0, β = {beta:g}", "clamp", clamp),
             ("swapped", f"swapped signs, {setting}", "swap", swapped),
             ("random", f"random neurons, {setting}", "edit", at_random),
         ):
-            trials += [Trial(f"edit_{key}{suffix}", label, family, (patch,), control_of=against)]
+            if complete or rule == "published" or key != "swapped":
+                trials += [Trial(f"edit_{key}{suffix}", label, family, (patch,), control_of=against)]
     held = Patch(edited(study, cosine, 0.0, 0.55).neurons, _half_mean(study))
     label = "clamp only, β = 0.55, means of half of the prompts"
     trials.append(Trial("edit_clamp_half", label, "clamp", (held,), control_of=("edit_published",)))
