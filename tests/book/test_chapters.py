@@ -7,6 +7,7 @@ import json
 import math
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -16,7 +17,7 @@ import nbformat
 import pytest
 import yaml
 
-from companion import paths, profiles
+from companion import paths, profiles, toxicity
 from companion.book import checks, contents, record
 from companion.book.runs import folder_of
 
@@ -136,12 +137,31 @@ def test_content_warning_and_no_typed_paths(chapter):
 # --- smoke runs ----------------------------------------------------------------------------------
 
 
+def linked(source: str, target: str) -> None:
+    """The same file again; a copy of it where the two folders are on different disks."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
+
+
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory) -> dict[str, Path]:
-    """All chapters in profile smoke, with both models and some again, at once, each with its own cache."""
+    """All chapters in profile smoke, with both models and some again, at once.
+
+    Each has its own cache, with the encoders of the scorers in it: converting them takes long.
+    """
+    for name in ("embedded", "second"):
+        toxicity.load(name)
     processes, again = {}, RUNS["llama"] | {"seed": 0}
     for name, overrides in (RUNS | {"llama again": again}).items():
         folder, chapters = tmp_path_factory.mktemp("run"), None if name in RUNS else AGAIN
+        shutil.copytree(
+            paths.cache() / "models",
+            folder / "cache" / "models",
+            ignore=shutil.ignore_patterns("*.partial", "*.lock"),
+            copy_function=linked,
+        )
         run = f"runner.run({chapters!r}, 'smoke', {overrides!r}, force=True, jobs=1)"
         code = f"from companion.book import runner\nprint({run})"
         environment = {

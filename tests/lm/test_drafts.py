@@ -51,8 +51,7 @@ def both(request, bridged, prompts, monkeypatch):
     return bridged
 
 
-@pytest.mark.parametrize("share", [0.01, 0.2, 1.0])
-@pytest.mark.parametrize("chunk", [1, 3, 5, 40])
+@pytest.mark.parametrize(("share", "chunk"), [(0.01, 3), (0.2, 1), (0.2, 40), (1.0, 5)])
 def test_variants_write_what_ordinary_decoding_writes(both, prompts, share, chunk, monkeypatch):
     lm, view = both
     monkeypatch.setattr(module, "CHUNK", chunk)
@@ -128,8 +127,10 @@ def test_another_text_is_a_slower_draft(both, prompts):
     wrong = Drafts(lm, prompts, **size, plain=dataclasses.replace(right.plain, ids=right.plain.ids.flip(0)))
     _, patch = changed(view, 0.2)
     for whole in (True, False):
-        found = (d.variant(applied(view, patch, positions=Positions.ALL), whole=whole) for d in (right, wrong))
-        one, other = found
+        one, other = (
+            drafts.variant(applied(view, patch, positions=Positions.ALL), whole=whole)
+            for drafts in (right, wrong)
+        )
         assert torch.equal(one.ids, other.ids) and torch.equal(one.mask, other.mask)
 
 

@@ -57,7 +57,7 @@ def side_by_side(
 
 
 def _longest_way_first(chapters: Sequence[Chapter]) -> list[Chapter]:
-    """By the time from a chapter's begin to the end of the longest chain behind it, as the embedded edition took.
+    """By the time from its begin to the end of the longest chain behind it, as in the embedded edition.
 
     So no chain of chapters is alone at the end while other lanes have nothing left to do.
     """

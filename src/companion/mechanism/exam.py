@@ -148,7 +148,7 @@ def examine(
         drafts = candidate.drafts
         if not given:
             return drafts.plain.texts
-        change = applied(view, *given, positions=Positions.ALL)  # of what is read; a prompt only if it is whole
+        change = applied(view, *given, positions=Positions.ALL)  # of what is read: prompts only if whole
         return drafts.variant(change, whole=writing is Positions.ALL).texts
 
     def read() -> list[list[float] | list[int]]:
