@@ -66,6 +66,11 @@ def named_in(text: str) -> list[str]:
     return [found[2].lower() for found in _pattern().finditer(text)]
 
 
+def spans(text: str) -> list[tuple[int, int]]:
+    """Where the words for groups stand in a text: first character, and the one behind the last."""
+    return [found.span(2) for found in _pattern().finditer(text)]
+
+
 def drawn(form: str, generator: random.Random) -> str:
     """A word of one class: first a kind of group is drawn, then one of its words."""
     kinds = _by_kind(form)

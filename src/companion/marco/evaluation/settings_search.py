@@ -78,9 +78,8 @@ class Desk:
         rows = corpus.balanced("dev")
         harmless = _some(rows[rows.label == 0].text.tolist(), HARMLESS)
         texts = [*harmless, *(text for some in sets.values() for text in some)]
-        scores = masking.divergences(
-            denoiser, [words.split(denoiser, text) for text in texts], masking.log_odds, masking.EVERY
-        )
+        sentences = [words.split(denoiser, text) for text in texts]
+        scores = masking.measured(denoiser, sentences, masking.ours(0.0))
         return cls(denoiser, judges, sets, harmless, dict(zip(texts, scores, strict=True)))
 
     def cautious(self) -> float:

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from companion.marco.denoisers.protocol import ANTI_EXPERT, EXPERT, Denoiser
 from companion.marco.rewriting.words import Sentence
+from companion.toxicity import groups
 
 # Every so many content words are blanked together; on dev rows the scores agree with those of one at a time
 # (r = .95), at a quarter of the time.
@@ -92,6 +93,9 @@ class Masking:
     every
         Score content words only, every so many of them blanked at once; None scores each word by itself,
         as published.
+    keeps_groups
+        Never mask a word by which people name a group (:mod:`companion.toxicity.groups`). What is said of
+        people may change; that they are spoken of may not.
     """
 
     threshold: float
@@ -99,11 +103,12 @@ class Masking:
     divergence: Divergence = jensen_shannon
     published_index: bool = False
     every: int | None = None
+    keeps_groups: bool = False
 
 
 def ours(threshold: float) -> Masking:
-    """Absolute, on log odds in nats, of every third content word at once: what the shipped experts use."""
-    return Masking(threshold, divergence=log_odds, every=EVERY)
+    """Absolute, on log odds in nats, of every third content word at once, but for words that name groups."""
+    return Masking(threshold, divergence=log_odds, every=EVERY, keeps_groups=True)
 
 
 Scores = dict[Divergence, list[Float[np.ndarray, "_words"]]]
@@ -162,6 +167,19 @@ def divergences(
 ) -> list[Float[np.ndarray, "_words"]]:
     """One score of every word (:func:`scores`)."""
     return scores(denoiser, sentences, (measure,), every)[measure]
+
+
+def measured(
+    denoiser: Denoiser, sentences: Sequence[Sentence], masking: Masking
+) -> list[Float[np.ndarray, "_words"]]:
+    """The scores by which a masking chooses: NaN where a word is not to be masked."""
+    found = divergences(denoiser, sentences, masking.divergence, masking.every)
+    for sentence, values in zip(sentences, found, strict=True):
+        for start, end in groups.spans(sentence.text) if masking.keeps_groups else ():
+            for j, word in enumerate(sentence.words):
+                if word.start < end and start < word.end:
+                    values[j] = np.nan
+    return found
 
 
 def choose(values: Float[np.ndarray, "words"], masking: Masking) -> list[int]:

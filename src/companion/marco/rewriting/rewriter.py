@@ -62,7 +62,7 @@ class Rewriter:
         texts = tokens.checked(texts)
         sentences = [words.split(self.denoiser, text) for text in texts]
         masks = self.settings.masking
-        scores = masking.divergences(self.denoiser, sentences, masks.divergence, masks.every)
+        scores = masking.measured(self.denoiser, sentences, masks)
         chosen = [masking.choose(score, masks) for score in scores]
         written = fill(self.denoiser, sentences, chosen, self.settings)
         return [Rewrite(*row) for row in zip(texts, written, sentences, scores, chosen, strict=True)]
