@@ -18,7 +18,7 @@ FLOORS = [
     {"book", "doctor"},
     {"cli", "make"},
 ]
-MARCO = [{"denoisers"}, {"rewriting"}, {"experts"}, {"evaluation", "command"}]
+MARCO = [{"denoisers"}, {"rewriting"}, {"experts", "records"}, {"evaluation"}, {"command"}]
 
 
 def imports() -> set[tuple[str, str]]:

@@ -189,13 +189,26 @@ def rewrite(
         str | None,
         typer.Argument(help="text to rewrite; - or nothing: one text per line from standard input"),
     ] = None,
-    file: Annotated[Path | None, typer.Option("--file", "-f", help="a UTF-8 file, one text per line")] = None,
+    file: Annotated[
+        Path | None, typer.Option("--file", "-f", help="a UTF-8 file: .csv, .jsonl, or one text per line")
+    ] = None,
+    column: Annotated[str, typer.Option(help="the column of a CSV or JSONL that has the text")] = "text",
+    form: Annotated[
+        str | None,
+        typer.Option("--format", help="of the input: lines, csv or jsonl; by default the file's suffix says"),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="write to this file; stopped and started again, it goes on"),
+    ] = None,
     as_json: Annotated[
         bool,
         typer.Option(
-            "--json", help="one JSON object per text: words, divergences, masks, toxicity before and after"
+            "--json",
+            help="one JSON object per text: words, scores, masks, similarity, toxicity before and after",
         ),
     ] = False,
+    explain: Annotated[bool, typer.Option("--explain", help="show what went and what came in")] = False,
     cautious: Annotated[
         bool,
         typer.Option(
@@ -203,12 +216,44 @@ def rewrite(
             help="mask only what is most likely toxic: for text of any kind, most of it harmless",
         ),
     ] = False,
+    published: Annotated[
+        bool, typer.Option("--published", help="mask and fill as the paper does, with the shipped adapters")
+    ] = False,
+    threshold: Annotated[
+        float | None, typer.Option(help="mask words from this score on (log odds in nats); lower masks more")
+    ] = None,
+    min_toxicity: Annotated[
+        float | None, typer.Option(help="leave texts alone that the embedded scorer puts below this")
+    ] = None,
+    protect: Annotated[
+        Path | None, typer.Option(help="a UTF-8 file of words that are never masked, one a line")
+    ] = None,
+    adapters: Annotated[Path | None, typer.Option(help="a folder of adapters other than the shipped")] = None,
 ) -> None:
-    """Rewrite toxic text with MaRCo: as many lines come out as go in, in order."""
-    from companion.marco import Rewriter, command
+    """Rewrite toxic text with MaRCo: as many texts come out as go in, in order. Names of groups stay."""
+    from companion import toxicity
+    from companion.marco import Rewriter, command, records
 
-    lines = command.read(text, file)
-    for line in command.rewritten(Rewriter.load(cautious=cautious), lines, as_json=as_json):
+    if explain and (as_json or output):
+        raise CompanionError("--explain is for the terminal: leave out --json and --output.")
+    kind = records.format_of(form, file)
+    arrived = records.read(command.source(text, file), kind, column)
+    every = list(arrived) if output or file else None  # a file is checked before anything is written
+    kept = records.words_of(protect) if protect else frozenset()
+    how = {"cautious": cautious, "published": published, "threshold": threshold, "keeps": kept}
+    rewriter = Rewriter.load(**how, **({"folder": adapters} if adapters else {}))
+    gate = (toxicity.load("embedded"), min_toxicity) if min_toxicity is not None else None
+    job = command.Job(rewriter, kind, gate, command.Judges.load() if as_json else None)
+    if output:
+        about = (kind, column, as_json, min_toxicity, rewriter.settings, str(adapters))
+        command.to_file(job, every or [], output, command.key_of(every or [], *about))
+        return
+    for number, (record, document, line) in enumerate(command.stream(job, iter(every or arrived))):
+        if explain:
+            console.print(command.explained(document), soft_wrap=True)
+            continue
+        if number == 0 and not as_json and (first := records.header(kind, record)):
+            print(first)
         print(line, flush=True)
 
 

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import copy
+import csv
 import dataclasses
 import io
 import json
 import subprocess
 import sys
+import time
+from pathlib import Path
 from unittest import mock
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -20,15 +24,19 @@ from typer.testing import CliRunner
 from companion import cli, profiles
 from companion.errors import CompanionError
 from companion.lm import models
-from companion.marco import command
+from companion.marco import command, records
+from companion.marco.command import Job, Judges
 from companion.marco.denoisers import adapters
 from companion.marco.denoisers.protocol import ANTI_EXPERT, BASE, EXPERT, ROLES
 from companion.marco.experts import contrast_training, loading
-from companion.marco.rewriting import masking, settings
+from companion.marco.records import Record
+from companion.marco.rewriting import masking, settings, words
+from companion.marco.rewriting.documents import Document
 from companion.marco.rewriting.masking import Masking
 from companion.marco.rewriting.rewriter import Rewriter
 from companion.marco.rewriting.settings import Settings
 
+SETTINGS = Settings(Masking(1.0, relative=True), alpha_expert=3.0, alpha_anti=1.5, temperature=2.5)
 CHOSEN = {"threshold": 0.03, "alpha_expert": 3.0, "alpha_anti": 1.5, "temperature": 2.5}
 
 
@@ -42,9 +50,7 @@ def tiny_experts(tiny_llama, tmp_path):
 
 @pytest.fixture
 def rewriter(tiny_experts):
-    return Rewriter(
-        tiny_experts, Settings(Masking(1.0, relative=True), alpha_expert=3.0, alpha_anti=1.5, temperature=2.5)
-    )
+    return Rewriter(tiny_experts, SETTINGS)
 
 
 @pytest.fixture
@@ -170,54 +176,127 @@ LINES = [
 ]
 
 
+def job(rewriter, form="lines", **more) -> Job:
+    return Job(rewriter, form, **more)
+
+
+def rows_of(raw: bytes, form="lines", column="text") -> list[Record]:
+    return list(records.read(io.BytesIO(raw), form, column))
+
+
+def lines_of(lines: list[str]) -> list[Record]:
+    return [Record(number, line, {}) for number, line in enumerate(lines, start=1)]
+
+
+def made(job: Job, some: list[Record]) -> list[str]:
+    return [line for _, _, line in command.stream(job, iter(some))]
+
+
+class ByLength:
+    """Stands for a scorer."""
+
+    name = fingerprint = "by length"
+
+    def __call__(self, texts):
+        return np.array([min(1.0, len(text) / 100) for text in texts])
+
+
+by_length = ByLength()
+JUDGES = Judges({"embedded": by_length, "second": by_length}, lambda a, b: np.ones(len(list(a))))
+
+
 def test_lines_in_lines_out(rewriter):
-    found = list(command.rewritten(rewriter, LINES, as_json=False))
+    found = made(job(rewriter), lines_of(LINES))
     assert len(found) == len(LINES)
     assert found[1] == "" and found[2] == "?!"
     assert all(len(line.splitlines()) <= 1 for line in found)  # B10: whatever a reader takes for a line end
 
 
 def test_json_names_words_masks_and_toxicity(rewriter):
-    found = list(command.rewritten(rewriter, LINES, as_json=True))
+    found = made(job(rewriter, judges=JUDGES), lines_of(LINES))
     assert all(len(line.splitlines()) == 1 for line in found)
     rows = [json.loads(line) for line in found]
     assert [row["text"] for row in rows] == LINES
+    assert [row["id"] for row in rows] == list(range(1, len(LINES) + 1))
     words = [w["word"] for w in rows[0]["words"]]
     assert words == ["so", "it", "goes", ",", "my", "friend"]
-    assert rows[0]["words"][3]["divergence"] is None and rows[0]["words"][0]["divergence"] >= 0
+    score = rewriter.settings.masking.divergence.__name__  # what it is, by name
+    assert rows[0]["words"][3][score] is None and rows[0]["words"][0][score] >= 0
     assert rows[0]["masked"] and set(rows[0]["masked"]) <= set(words)
-    assert 0 <= rows[0]["toxicity"]["before"] <= 1
+    assert all(row["changed"] == (row["rewritten"] != row["text"]) for row in rows)
+    assert rows[0]["toxicity"]["second"]["before"] == pytest.approx(len(LINES[0]) / 100)
+    assert rows[0]["similarity"] == 1
+
+
+def test_csv_and_jsonl_keep_their_other_fields(rewriter):
+    table = 'id,comment,when\n7,"so it goes, my friend",""\n8,"two\nlines, ""quoted""",now\n'
+    some = rows_of(table.encode("utf-8-sig"), "csv", "comment")
+    assert [row.text for row in some] == ["so it goes, my friend", 'two\nlines, "quoted"']
+    out = [records.header("csv", some[0]), *made(job(rewriter, "csv"), some)]
+    read = list(csv.DictReader(io.StringIO("\n".join(out))))
+    assert [row["id"] for row in read] == ["7", "8"] and [row["when"] for row in read] == ["", "now"]
+    assert [row["comment"] for row in read] == [row.text for row in some]
+    objects = [{"n": 1, "text": "so it goes"}, {"text": "my friend", "tags": ["a"]}]
+    raw = "\n\n".join(map(json.dumps, objects)).encode()
+    new = [json.loads(line) for line in made(job(rewriter, "jsonl"), rows_of(raw, "jsonl"))]
+    assert [{k: v for k, v in row.items() if k != "rewritten"} for row in new] == objects
+    [first, _] = made(job(rewriter, "jsonl", judges=JUDGES), rows_of(raw, "jsonl"))
+    assert json.loads(first)["n"] == 1
 
 
 @pytest.mark.parametrize(
-    ("raw", "message"),
+    ("raw", "form", "message"),
     [
-        (b"", "nothing to rewrite"),
-        (b"\n  \n", "nothing to rewrite"),
-        (b"\xff\xfe\x00", "not UTF-8"),
-        (b"a\x00b", "zero bytes"),
-        (b"x" * (command.LINE_LIMIT + 1), "line 1 has more than"),
+        (b"", "lines", "nothing to rewrite"),
+        (b"\n  \n", "lines", "nothing to rewrite"),
+        (b"\xff\xfe\x00", "lines", "not UTF-8"),
+        (b"a\x00b", "lines", "zero bytes"),
+        (b"a\n" + b"x" * (records.LINE_LIMIT + 1), "lines", "line 2 has more than"),
+        (b"a,b\n1,2\n", "csv", "no column 'text' .there are: a, b."),
+        (b"text,rewritten\n1,2\n", "csv", "already has a column"),
+        (b"text,b\n1,2,3\n", "csv", "row 1 of the CSV"),
+        (b"text,b\n1\n", "csv", "row 1 of the CSV"),
+        (b'text\n"a\n', "csv", "no CSV"),
+        (b'{"text": "a"}\n[1]\n', "jsonl", "line 2 is no JSON object"),
+        (b'{"text": 1}\n', "jsonl", "line 1 is no JSON object"),
+        (b'{"text": \n', "jsonl", "line 1 is no JSON"),
+        (b'{"texts": "a"}\n', "jsonl", "no column 'text'"),
     ],
 )
-def test_bad_input_is_one_sentence(raw, message, monkeypatch):
-    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(raw)))
-    with pytest.raises(CompanionError, match=message):
-        command.read(None, None)
+def test_bad_input_is_one_sentence(raw, form, message):
+    with pytest.raises(CompanionError, match=message) as caught:
+        rows_of(raw, form)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_suffix_says_the_format_and_a_user_may_say_otherwise():
+    assert [records.format_of(None, Path(name)) for name in ("a.CSV", "b.jsonl", "c.txt")] == [
+        "csv",
+        "jsonl",
+        "lines",
+    ]
+    assert records.format_of(None, None) == "lines" and records.format_of("csv", Path("c.txt")) == "csv"
+    with pytest.raises(CompanionError, match="no format 'xml'"):
+        records.format_of("xml", None)
+
+
+def texts_of(text, file) -> list[str]:
+    return [record.text for record in records.read(command.source(text, file), "lines", "text")]
 
 
 def test_texts_come_from_argument_file_or_standard_input(tmp_path, monkeypatch):
     path = tmp_path / "lines.txt"
     path.write_text("one\n\ntwo\n", encoding="utf-8")
-    assert command.read(None, path) == ["one", "", "two"]
-    assert command.read("three", None) == ["three"]
+    assert texts_of(None, path) == ["one", "", "two"]
+    assert texts_of("three", None) == ["three"]
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"four\r\nfive")))
-    assert command.read("-", None) == ["four", "five"]
+    assert texts_of("-", None) == ["four", "five"]
     with pytest.raises(CompanionError, match="not both"):
-        command.read("three", path)
+        texts_of("three", path)
     with pytest.raises(CompanionError, match="cannot be read"):
-        command.read(None, tmp_path / "none.txt")
+        texts_of(None, tmp_path / "none.txt")
     with pytest.raises(CompanionError, match="not UTF-8"):  # B35: what Python makes of an argument in Latin-1
-        command.read("caf\udce9", None)
+        texts_of("caf\udce9", None)
 
 
 LINE = st.text(st.characters(codec="utf-8", exclude_characters="\n\0\ufeff")).map(
@@ -231,15 +310,118 @@ def test_lines_are_read_without_their_ends_and_the_mark_of_utf_8(lines, end, mar
     lines = [*lines, "so it goes"]
     raw = (end.join(lines) + end * closed).encode("utf-8-sig" if marked else "utf-8")
     with mock.patch.object(sys, "stdin", io.TextIOWrapper(io.BytesIO(raw))):
-        assert command.read(None, None) == lines
+        assert texts_of(None, None) == lines
+
+
+def test_lines_are_rewritten_as_they_arrive(rewriter):
+    """Each is out before the next comes in, and an error comes after what was good."""
+    out: list[str] = []
+
+    def arrived():
+        for number in range(3):
+            deadline = time.monotonic() + 30
+            while len(out) < number:
+                assert time.monotonic() < deadline, "the line before was never written"
+                time.sleep(0.01)
+            yield Record(number, f"so it goes {number}", {})
+        raise CompanionError("enough.")
+
+    with pytest.raises(CompanionError, match="enough"):
+        for _, _, line in command.stream(job(rewriter), arrived()):
+            out.append(line)
+    assert len(out) == 3
+
+
+def test_an_interrupted_file_goes_on_and_ends_as_an_uninterrupted_one(rewriter, tmp_path, monkeypatch):
+    monkeypatch.setattr(command.documents, "PIECES", 2)
+    some, whole, target = lines_of(LINES), tmp_path / "whole.txt", tmp_path / "new.txt"
+    command.to_file(job(rewriter), some, whole, "key")
+    assert whole.read_text(encoding="utf-8").split("\n")[:-1] == made(job(rewriter), some)
+    asked: list[str] = []
+
+    class Stopping(Rewriter):
+        def __call__(self, texts):
+            asked.extend(texts)
+            if len(asked) > self.stop:
+                raise KeyboardInterrupt
+            return super().__call__(texts)
+
+    stopping = Stopping(rewriter.denoiser, rewriter.settings)
+    stopping.stop = 5
+    with pytest.raises(KeyboardInterrupt):
+        command.to_file(job(stopping), some, target, "key")
+    assert not target.exists()
+    partial = tmp_path / "new.txt.partial"
+    kept = partial.read_text(encoding="utf-8")
+    before = kept.count("\n") - 1
+    partial.write_text(kept + '"cut o', encoding="utf-8")
+    asked.clear()
+    stopping.stop = 1000
+    command.to_file(job(stopping), some, target, "key")
+    assert target.read_bytes() == whole.read_bytes() and not partial.exists()
+    assert 0 < before < len(LINES) and LINES[0] not in asked
+    partial.write_text(json.dumps("another key") + "\n" + json.dumps("nothing") + "\n", encoding="utf-8")
+    command.to_file(job(rewriter), some, target, "key")
+    assert target.read_bytes() == whole.read_bytes()
+    with pytest.raises(CompanionError, match="cannot be written"):
+        command.to_file(job(rewriter), some, tmp_path / "none" / "new.txt", "key")
+
+
+def test_what_a_run_into_a_file_depends_on():
+    some = lines_of(["a", "b"])
+    key = command.key_of(some, SETTINGS)
+    assert key == command.key_of(lines_of(["a", "b"]), SETTINGS)
+    assert key != command.key_of(lines_of(["a", "c"]), SETTINGS)
+    assert key != command.key_of(some, dataclasses.replace(SETTINGS, alpha_anti=2.0))
+
+
+def test_below_the_gate_texts_stay_as_they_are(rewriter):
+    short, long = "so it goes", "so it goes, my friend, " * 2
+    found = list(command.stream(job(rewriter, gate=(by_length, 0.3)), iter(lines_of([short, long, short]))))
+    assert [line for _, _, line in found][::2] == [short, short] and found[0][1].pieces == []
+    [(_, ungated, _)] = command.stream(job(rewriter), iter(lines_of([long])))
+    assert found[1][1].masked == ungated.masked != []
+
+
+def test_names_of_groups_and_protected_words_are_never_masked(tiny_experts):
+    text = "Muslim women and old friends go so far"
+    sentence = words.split(tiny_experts, text)
+    low = dataclasses.replace(masking.ours(-99.0), keeps=frozenset({"friends"}))
+    spelled = {sentence.spelling(j) for j in masking.choose(*_scored(tiny_experts, sentence, low))}
+    assert "far" in spelled and not {"Muslim", "women", "old", "friends"} & spelled
+    without = dataclasses.replace(low, keeps_groups=False, keeps=frozenset())
+    spelled = {sentence.spelling(j) for j in masking.choose(*_scored(tiny_experts, sentence, without))}
+    assert {"Muslim", "women", "old", "friends"} <= spelled
+
+
+def _scored(denoiser, sentence, masks):
+    return masking.measured(denoiser, [sentence], masks)[0], masks
+
+
+def test_protected_words_are_read_from_a_file(tmp_path):
+    path = tmp_path / "words.txt"
+    path.write_text("Anna\n\n  bread \n", encoding="utf-8")
+    assert records.words_of(path) == {"anna", "bread"}
+    with pytest.raises(CompanionError, match="cannot be read"):
+        records.words_of(tmp_path / "none.txt")
+    path.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(CompanionError, match="is not UTF-8"):
+        records.words_of(path)
+
+
+def test_an_explanation_holds_both_texts():
+    shown = command.explained(Document("What a stupid idea!", "What a great idea!", [])).plain
+    assert shown == "What a [-stupid-]{+great+} idea!"
 
 
 def test_rewriting_makes_no_noise(embedded_lm):
     """B18: no advice, bars or warnings of libraries, also for a text that is too long for an encoder."""
     code = (
         "from companion.marco import Rewriter, command\n"
-        "lines = ['?! ' * 400, 'you idiot']\n"
-        "print(*command.rewritten(Rewriter.load(), lines, as_json=True), sep='\\n')"
+        "from companion.marco.records import Record\n"
+        "lines = [Record(1, '?! ' * 400, {}), Record(2, 'you idiot', {})]\n"
+        "job = command.Job(Rewriter.load(), judges=command.Judges.load())\n"
+        "print(*(line for _, _, line in command.stream(job, iter(lines))), sep='\\n')"
     )
     found = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, encoding="utf-8", check=True
@@ -254,7 +436,61 @@ def test_the_tool_uses_the_shipped_experts(shipped_folder, monkeypatch):
     assert list(rewriter.denoiser.model.peft_config) == list(ROLES)
 
 
-def test_the_command(rewriter, monkeypatch):
-    monkeypatch.setattr(Rewriter, "load", lambda *, cautious: rewriter)
-    found = CliRunner().invoke(cli.app, ["rewrite", "so it goes, my friend"])
+@pytest.fixture
+def typed(rewriter, monkeypatch):
+    """Type a command, with the tiny rewriter in the place of the shipped one, and what it was asked for."""
+    asked: list[dict] = []
+
+    def load(**how):
+        asked.append(how)
+        return rewriter
+
+    monkeypatch.setattr(Rewriter, "load", load)
+
+    def typed(*arguments: str, standard: str | None = None):
+        found = CliRunner().invoke(cli.app, ["rewrite", *arguments], input=standard)
+        return found, asked
+
+    return typed
+
+
+def test_the_command(typed, tmp_path):
+    found, _ = typed("so it goes, my friend")
     assert found.exit_code == 0 and len(found.output.strip().splitlines()) == 1
+    table, target = tmp_path / "in.csv", tmp_path / "out.csv"
+    table.write_text("a,b\n1,so it goes\n2,my friend\n", encoding="utf-8")
+    found, _ = typed("--file", str(table), "--column", "b")
+    header, *rows = found.output.splitlines()
+    assert header == "a,b,rewritten" and [row.split(",")[0] for row in rows] == ["1", "2"]
+    typed("--file", str(table), "--column", "b", "--output", str(target))
+    assert target.read_text(encoding="utf-8") == found.output
+    found, _ = typed("--format", "jsonl", standard=json.dumps({"text": "so it goes"}))
+    assert json.loads(found.output)["text"] == "so it goes"
+    found, _ = typed("so it goes, my friend", "--explain")
+    assert "[-" in found.output and "{+" in found.output
+    found, _ = typed("a", "--explain", "--json")
+    assert isinstance(found.exception, CompanionError)
+
+
+def test_options_reach_the_rewriter(typed, tmp_path):
+    protected = tmp_path / "words.txt"
+    protected.write_text("Friend\n", encoding="utf-8")
+    folder = str(tmp_path)
+    _, [asked] = typed(
+        "a", "--published", "--threshold", "2", "--protect", str(protected), "--adapters", folder
+    )
+    assert asked == {
+        "cautious": False,
+        "published": True,
+        "threshold": 2.0,
+        "keeps": {"friend"},
+        "folder": tmp_path,
+    }
+
+
+def test_settings_are_the_chosen_or_the_published_ones(shipped_folder, monkeypatch):
+    monkeypatch.setattr(models, "EMBEDDED", "tiny-llama")
+    found = Rewriter.load(published=True, threshold=3.0, keeps=frozenset({"a"})).settings
+    masks = dataclasses.replace(found.masking, threshold=1.2, keeps=frozenset())
+    assert dataclasses.replace(found, masking=masks) == settings.PUBLISHED["microaggressions"]
+    assert (found.masking.threshold, found.masking.keeps) == (3.0, {"a"})

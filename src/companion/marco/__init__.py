@@ -7,6 +7,7 @@ package          chapter  step
 ``denoisers``    9 to 11  what the three have in common: read a sentence with blanks, write it whole
 ``rewriting``    10       mask what expert and anti-expert disagree on (2.1), fill it with their product (2.2)
 ``evaluation``   11       baselines, judges, scores, ablations, settings (3 and 4)
+``records``               what ``companion rewrite`` reads and writes
 ``command``               ``companion rewrite``
 ===============  =======  ==================================================================================
 

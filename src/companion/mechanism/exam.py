@@ -123,10 +123,21 @@ class Candidate:
     def drafts(self) -> Drafts:
         """What it writes when nothing is done to it; from it follows what it writes under interventions."""
         task = self.exam.task
-        lengths = {"new_tokens": task.new_tokens, "max_prompt_tokens": task.max_prompt_tokens}
-        size = {**lengths, "batch_size": task.batch_size}
-        plain = self.own and joined(self.own, generate(self.lm, self.exam.openings, **size))
-        return Drafts(self.lm, self.asked, **size, first=self.exam.first, plain=plain)
+        opened = self.own and generate(
+            self.lm,
+            self.exam.openings,
+            new_tokens=task.new_tokens,
+            max_prompt_tokens=task.max_prompt_tokens,
+        )
+        return Drafts(
+            self.lm,
+            self.asked,
+            new_tokens=task.new_tokens,
+            max_prompt_tokens=task.max_prompt_tokens,
+            batch_size=task.batch_size,
+            first=self.exam.first,
+            plain=joined(self.own, opened) if self.own and opened else None,
+        )
 
 
 def examine(

@@ -114,6 +114,7 @@ def shuffled(rewrites: Sequence[Rewrite], seed: int) -> list[list[int]]:
 def _plain(settings: Settings) -> dict:
     plain = asdict(settings)
     plain["masking"]["divergence"] = settings.masking.divergence.__name__
+    plain["masking"]["keeps"] = sorted(settings.masking.keeps)
     return plain
 
 

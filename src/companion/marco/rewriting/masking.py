@@ -96,6 +96,8 @@ class Masking:
     keeps_groups
         Never mask a word by which people name a group (:mod:`companion.toxicity.groups`). What is said of
         people may change; that they are spoken of may not.
+    keeps
+        Words that are never masked, in lower case.
     """
 
     threshold: float
@@ -104,6 +106,7 @@ class Masking:
     published_index: bool = False
     every: int | None = None
     keeps_groups: bool = False
+    keeps: frozenset[str] = frozenset()
 
 
 def ours(threshold: float) -> Masking:
@@ -175,10 +178,11 @@ def measured(
     """The scores by which a masking chooses: NaN where a word is not to be masked."""
     found = divergences(denoiser, sentences, masking.divergence, masking.every)
     for sentence, values in zip(sentences, found, strict=True):
-        for start, end in groups.spans(sentence.text) if masking.keeps_groups else ():
-            for j, word in enumerate(sentence.words):
-                if word.start < end and start < word.end:
-                    values[j] = np.nan
+        named = groups.spans(sentence.text) if masking.keeps_groups else []
+        for j, word in enumerate(sentence.words):
+            in_name = any(word.start < end and start < word.end for start, end in named)
+            if in_name or sentence.spelling(j).lower() in masking.keeps:
+                values[j] = np.nan
     return found
 
 

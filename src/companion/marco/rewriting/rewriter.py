@@ -7,7 +7,8 @@ maximises α_base·z_base/T + α_expert·z_expert − α_anti·z_anti. Hallinan 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -51,11 +52,44 @@ class Rewriter:
         self.denoiser, self.settings = denoiser, settings
 
     @classmethod
-    def load(cls, *, cautious: bool = False) -> Rewriter:
-        """The shipped adapters with the settings chosen for them: for toxic text, or for text of any kind."""
-        usual, careful = settings.chosen(adapters.FOLDER)
-        denoiser = adapters.load(models.load(models.EMBEDDED), adapters.FOLDER)
-        return cls(denoiser, careful if cautious else usual)
+    def load(
+        cls,
+        folder: Path | None = None,
+        *,
+        cautious: bool = False,
+        published: bool = False,
+        threshold: float | None = None,
+        keeps: frozenset[str] = frozenset(),
+    ) -> Rewriter:
+        """The shipped adapters, or those of a folder, with the settings chosen for them.
+
+        Parameters
+        ----------
+        cautious
+            For text of any kind; the usual settings are for text that is toxic.
+        published
+            Mask and fill as the paper does (its settings for microaggressions).
+        threshold
+            Mask words from this score on.
+        keeps
+            Words that are never masked, in lower case.
+
+        Raises
+        ------
+        CompanionError
+            If adapters or settings are missing, or do not fit the model.
+        """
+        folder = folder or adapters.FOLDER
+        if published:
+            found = settings.PUBLISHED["microaggressions"]
+        else:
+            usual, careful = settings.chosen(folder)
+            found = careful if cautious else usual
+        masks = replace(found.masking, keeps=keeps)
+        if threshold is not None:
+            masks = replace(masks, threshold=threshold)
+        denoiser = adapters.load(models.load(models.EMBEDDED), folder)
+        return cls(denoiser, replace(found, masking=masks))
 
     def __call__(self, texts: Iterable[str]) -> list[Rewrite]:
         """Rewrite each text; a text without a word to mask comes back as it is."""
