@@ -74,6 +74,20 @@ def settings() -> None:
 
 
 @app.command(
+    help="Hold the scores of chapter 11 against 600 rewrites that people rated; write "
+    "data/ratings/calibration.json (about 5 minutes on 2 cores)."
+)
+def calibration() -> None:
+    from companion import profiles
+    from companion.data import public
+    from companion.marco.evaluation import calibration, scores
+
+    judges = scores.Judges.of(profiles.load("embedded"))
+    found = calibration.make(judges, public.rated_rewrites())
+    console.print(f"{found['chosen']}: written to {calibration.FOLDER}")
+
+
+@app.command(
     help="Write the README's figure and table and the page of public results "
     "from runs of the profiles embedded and public."
 )

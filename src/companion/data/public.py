@@ -14,6 +14,7 @@ import json
 import os
 import re
 from pathlib import Path
+from typing import Literal
 
 import pandas as pd
 import pooch
@@ -182,6 +183,30 @@ def rewriting_sets(split: str) -> dict[str, pd.DataFrame]:
         "dynahate": hate[(hate.split == split) & (hate.label == 1)].text,
     }
     return {name: texts.to_frame("text").reset_index(drop=True) for name, texts in sets.items()}
+
+
+def rated_rewrites() -> pd.DataFrame:
+    """Rewrites of toxic sentences that people rated (Dale et al., 2021); for evaluation only.
+
+    Columns ``original``, ``rewritten``, ``system``, and the means of three people's ratings between 0 and 1:
+    ``style`` (1: not toxic), ``meaning`` and ``fluency``.
+    """
+    rows = _tsv("detox/human_eval.tsv", csv.QUOTE_MINIMAL).rename(columns={"source": "system"})
+    ratings = rows[["style", "meaning", "fluency"]].astype(float)
+    return rows[["original", "rewritten", "system"]].join(ratings)
+
+
+def rewrites_of_others() -> pd.DataFrame:
+    """MaRCo's validation sentences and what others made of them; for evaluation only.
+
+    Columns ``set``, ``original``, ``marco_authors_bart`` (the authors' own experts), ``marco_retrained_bart``
+    and ``mistral_7b_instruct``.
+    """
+    return _tsv("marco/rewrites_val.tsv", csv.QUOTE_NONE)  # a quotation mark is part of a text
+
+
+def _tsv(name: str, quoting: Literal[0, 3]) -> pd.DataFrame:
+    return pd.read_csv(fetch(name), sep="\t", quoting=quoting, keep_default_na=False, dtype=str)
 
 
 def challenge_prompts() -> list[str]:

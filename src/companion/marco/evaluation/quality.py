@@ -102,6 +102,12 @@ def bleu(texts: Iterable[str], originals: Iterable[str]) -> Float[np.ndarray, "t
     return np.array([sentence_bleu(text, [original]).score / 100 for text, original in both])
 
 
+def gone(before: ArrayLike, after: ArrayLike) -> Float[np.ndarray, "texts"]:
+    """Share of an original's toxicity that its rewrite lacks, at least 0: doing nothing is worth nothing."""
+    before, after = np.asarray(before, dtype=float), np.asarray(after, dtype=float)
+    return np.clip(1 - after / np.maximum(before, 1e-9), 0, None)
+
+
 def joint(toxicity: ArrayLike, similarity: ArrayLike, fluent: ArrayLike) -> Float[np.ndarray, "texts"]:
     """ParaDetox's joint score per sentence: not toxic × similar × fluent.
 

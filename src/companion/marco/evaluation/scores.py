@@ -43,6 +43,12 @@ class Verdict:
         return (own <= base + np.log(ALLOWED)).astype(float) * (self.count > 0)
 
     @property
+    def relative_fluency(self) -> Float[np.ndarray, "texts"]:
+        """Perplexity of the original over the rewrite's, at most 1; 0 for an empty rewrite."""
+        own, base = _mean_nll(self.nll, self.count), _mean_nll(self.base_nll, self.base_count)
+        return np.exp(np.minimum(0.0, base - own)) * (self.count > 0)
+
+    @property
     def joint(self) -> Float[np.ndarray, "texts"]:
         """Joint score per sentence (:func:`companion.marco.evaluation.quality.joint`)."""
         return quality.joint(self.toxicity, self.similarity, self.fluent)

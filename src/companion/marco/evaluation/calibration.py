@@ -1,0 +1,132 @@
+"""Which automatic scores follow people? Each part of a joint score against rewrites that people rated.
+
+Dale et al. (2021) had 200 toxic sentences rewritten by CondBERT, mask-and-infill and ParaGeDi; three people
+rated style, meaning and fluency of each. A joint score is chosen on half of the sentences and reported on the
+other half; no rewriter and no scorer was trained or chosen on any of them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float, Int
+from scipy.stats import rankdata
+
+from companion import paths
+from companion.marco.evaluation import quality
+from companion.marco.evaluation.scores import Verdict
+from companion.metrics import estimates
+from companion.metrics.estimates import Estimate
+
+FOLDER = paths.DATA / "ratings"
+Values = Float[np.ndarray, "rewrites"]
+
+
+def proxies(own: Verdict, original: Verdict) -> dict[str, dict[str, Values]]:
+    """For each part that people rated, what may stand for it; more is better."""
+    loss = own.nll / own.count.clip(1)
+    return {
+        "style": {
+            "embedded": 1 - own.toxicity,
+            "second": 1 - own.second,
+            "lexical": 1 - own.lexical,
+            "embedded: below .5": (own.toxicity < estimates.TOXIC).astype(float),
+            "embedded: what is gone": quality.gone(original.toxicity, own.toxicity),
+            "second: what is gone": quality.gone(original.second, own.second),
+        },
+        "meaning": {"similarity": own.similarity, "BERTScore": own.bertscore, "BLEU": own.bleu},
+        "fluency": {
+            "perplexity": -loss,
+            "perplexity / original": own.relative_fluency,
+            "perplexity at most 1.25 × original": own.fluent,
+        },
+    }
+
+
+#: Joint scores: products of one proxy for each part; the first is ParaDetox's, as far as it can be had here.
+JOINTS: dict[str, tuple[str, str, str]] = {
+    "ParaDetox's": ("embedded: below .5", "similarity", "perplexity at most 1.25 × original"),
+    "graded": ("embedded", "similarity", "perplexity / original"),
+    "what is gone": ("embedded: what is gone", "similarity", "perplexity / original"),
+    "what is gone, second": ("second: what is gone", "similarity", "perplexity / original"),
+}
+
+
+def rank_correlation(
+    people: Values, proxy: Values, sentence: Int[np.ndarray, "rewrites"], seed: int = 0
+) -> Estimate:
+    """Spearman's, over rewrites; the interval resamples sentences, each with all its rewrites."""
+    _, of = np.unique(sentence, return_inverse=True)
+    rows = [np.flatnonzero(of == k) for k in range(of.max() + 1)]
+
+    def correlation(chosen: Int[np.ndarray, "sentences"]) -> float:
+        some = np.concatenate([rows[k] for k in chosen])
+        return float(np.corrcoef(rankdata(people[some]), rankdata(proxy[some]))[0, 1])
+
+    return estimates.bootstrap(correlation, len(rows), seed)
+
+
+def calibrate(rated: pd.DataFrame, own: Verdict, original: Verdict, seed: int = 0) -> dict:
+    """Rank correlations with people: of every proxy, and of every joint score on each half of the sentences.
+
+    ``rated`` is :func:`companion.data.public.rated_rewrites`, whose rewrites and originals were judged.
+    """
+    found = proxies(own, original)
+    sentence = pd.factorize(rated.original)[0]
+    systems = {name: (rated.system == name).to_numpy() for name in sorted(rated.system.unique())}
+    parts = {
+        part: {
+            name: {
+                "all": _plain(rank_correlation(people := rated[part].to_numpy(), values, sentence, seed)),
+                **{
+                    system: _plain(rank_correlation(people[rows], values[rows], sentence[rows], seed))
+                    for system, rows in systems.items()
+                },
+            }
+            for name, values in by.items()
+        }
+        for part, by in found.items()
+    }
+    whole = rated[list(found)].prod(axis=1).to_numpy()  # what people think of a rewrite as a whole
+    halves = {"chosen on": sentence % 2 == 0, "tested on": sentence % 2 == 1}
+    joints = {
+        name: {
+            half: _plain(rank_correlation(whole[rows], _product(found, names)[rows], sentence[rows], seed))
+            for half, rows in halves.items()
+        }
+        for name, names in JOINTS.items()
+    }
+    best = max(joints, key=lambda name: joints[name]["chosen on"]["value"])
+    return {"n": {"rewrites": len(rated), "sentences": int(sentence.max() + 1)}, "parts": parts} | {
+        "joints": joints,
+        "chosen": best,
+    }
+
+
+def _product(found: dict[str, dict[str, Values]], names: tuple[str, str, str]) -> Values:
+    return np.prod([by[name] for by, name in zip(found.values(), names, strict=True)], axis=0)
+
+
+def _plain(estimate: Estimate) -> dict[str, float]:
+    rounded = {name: round(getattr(estimate, name), 4) for name in ("value", "low", "high")}
+    return rounded | {"n": estimate.n}
+
+
+def make(
+    judges: Callable[[dict[str, list[str]]], dict[str, Verdict]], rated: pd.DataFrame, target: Path = FOLDER
+) -> dict:
+    """Judge the rated rewrites and write ``calibration.json``: results, no rows."""
+    verdicts = judges({"original": rated.original.tolist(), "rewritten": rated.rewritten.tolist()})
+    found = calibrate(rated, verdicts["rewritten"], verdicts["original"])
+    target.mkdir(exist_ok=True)
+    (target / "calibration.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    return found
+
+
+def load() -> dict:
+    """The shipped calibration."""
+    return json.loads((FOLDER / "calibration.json").read_text(encoding="utf-8"))
