@@ -44,8 +44,16 @@ def test_what_follows_people_is_found(rated):
         assert style[of]["value"] == pytest.approx(1) and style[of]["n"] == SENTENCES
         assert found["parts"]["fluency"]["perplexity / original"][of]["value"] == pytest.approx(1)
         assert meaning[of]["low"] < 0 < meaning[of]["high"]
-    best = max(found["joints"], key=lambda name: found["joints"][name]["chosen on"]["value"])
-    assert found["chosen"] == best and set(found["joints"]) == set(calibration.JOINTS)
+    followed = {name: by_half["chosen on"] for name, by_half in found["joints"].items()}
+    assert found["chosen"] == calibration.chosen(followed) and set(found["joints"]) == set(calibration.JOINTS)
+
+
+def test_of_scores_as_good_as_the_best_one_that_gives_nothing_for_nothing_is_taken():
+    best, good, worse = ({"value": v, "low": v - 0.1} for v in (0.6, 0.52, 0.4))
+    gone, second = calibration.WORTHLESS
+    assert calibration.chosen({"graded": best, gone: good, second: worse}) == gone
+    assert calibration.chosen({"graded": best, gone: worse, second: worse}) == "graded"
+    assert calibration.chosen({"graded": good, gone: best, second: best}) in calibration.WORTHLESS
 
 
 def test_the_halves_share_no_sentence(rated):
@@ -67,6 +75,15 @@ def test_intervals_resample_sentences_with_all_their_rewrites():
     thrice = calibration.rank_correlation(np.tile(people, 3), np.tile(proxy, 3), np.tile(sentence, 3))
     assert thrice.n == once.n == 40
     assert (thrice.low, thrice.high) == pytest.approx((once.low, once.high), abs=0.02)
+
+
+def test_a_difference_is_paired():
+    draw = np.random.default_rng(2)
+    people, noise, sentence = draw.random(50), draw.random(50), np.arange(50)
+    better = calibration.difference(people, people, noise, sentence)
+    assert better.low > 0.5
+    same = calibration.difference(people, noise, noise + 1, sentence)
+    assert (same.value, same.low, same.high) == (0, 0, 0)
 
 
 def test_doing_nothing_is_worth_nothing():

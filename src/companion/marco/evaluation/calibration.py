@@ -3,6 +3,9 @@
 Dale et al. (2021) had 200 toxic sentences rewritten by CondBERT, mask-and-infill and ParaGeDi; three people
 rated style, meaning and fluency of each. A joint score is chosen on half of the sentences and reported on the
 other half; no rewriter and no scorer was trained or chosen on any of them.
+
+The rule: of the joint scores that follow people as well as the best one does (their rank correlation is
+within its interval), take the one that follows them best among those by which doing nothing is worth nothing.
 """
 
 from __future__ import annotations
@@ -48,6 +51,7 @@ def proxies(own: Verdict, original: Verdict) -> dict[str, dict[str, Values]]:
 
 
 #: Joint scores: products of one proxy for each part; the first is ParaDetox's, as far as it can be had here.
+WORTHLESS = ("what is gone", "what is gone, second")  # of the following: 0 for a text that is left as it is
 JOINTS: dict[str, tuple[str, str, str]] = {
     "ParaDetox's": ("embedded: below .5", "similarity", "perplexity at most 1.25 × original"),
     "graded": ("embedded", "similarity", "perplexity / original"),
@@ -60,14 +64,34 @@ def rank_correlation(
     people: Values, proxy: Values, sentence: Int[np.ndarray, "rewrites"], seed: int = 0
 ) -> Estimate:
     """Spearman's, over rewrites; the interval resamples sentences, each with all its rewrites."""
+    return _over_sentences(lambda some: _spearman(people[some], proxy[some]), sentence, seed)
+
+
+def difference(
+    people: Values, proxy: Values, other: Values, sentence: Int[np.ndarray, "rewrites"], seed: int = 0
+) -> Estimate:
+    """By how much one proxy follows people more closely than another on the same rewrites."""
+
+    def gap(some: Int[np.ndarray, "rewrites"]) -> float:
+        return _spearman(people[some], proxy[some]) - _spearman(people[some], other[some])
+
+    return _over_sentences(gap, sentence, seed)
+
+
+def _spearman(a: Values, b: Values) -> float:
+    return float(np.corrcoef(rankdata(a), rankdata(b))[0, 1])
+
+
+def _over_sentences(
+    statistic: Callable[[Int[np.ndarray, "rewrites"]], float],
+    sentence: Int[np.ndarray, "rewrites"],
+    seed: int,
+) -> Estimate:
     _, of = np.unique(sentence, return_inverse=True)
     rows = [np.flatnonzero(of == k) for k in range(of.max() + 1)]
-
-    def correlation(chosen: Int[np.ndarray, "sentences"]) -> float:
-        some = np.concatenate([rows[k] for k in chosen])
-        return float(np.corrcoef(rankdata(people[some]), rankdata(proxy[some]))[0, 1])
-
-    return estimates.bootstrap(correlation, len(rows), seed)
+    return estimates.bootstrap(
+        lambda chosen: statistic(np.concatenate([rows[k] for k in chosen])), len(rows), seed
+    )
 
 
 def calibrate(rated: pd.DataFrame, own: Verdict, original: Verdict, seed: int = 0) -> dict:
@@ -100,11 +124,25 @@ def calibrate(rated: pd.DataFrame, own: Verdict, original: Verdict, seed: int = 
         }
         for name, names in JOINTS.items()
     }
-    best = max(joints, key=lambda name: joints[name]["chosen on"]["value"])
-    return {"n": {"rewrites": len(rated), "sentences": int(sentence.max() + 1)}, "parts": parts} | {
+    (first, _), *others, rows = *JOINTS.items(), halves["tested on"]
+    for name, names in others:
+        one, other = (_product(found, of)[rows] for of in (names, JOINTS[first]))
+        beyond = difference(whole[rows], one, other, sentence[rows], seed)
+        joints[name][f"beyond {first}"] = _plain(beyond)
+    return {
+        "n": {"rewrites": len(rated), "sentences": int(sentence.max() + 1)},
+        "parts": parts,
         "joints": joints,
-        "chosen": best,
+        "chosen": chosen({name: by_half["chosen on"] for name, by_half in joints.items()}),
     }
+
+
+def chosen(followed: dict[str, dict[str, float]]) -> str:
+    """The joint score that the rule of this module takes, by each one's correlation with people."""
+    best = max(followed.values(), key=lambda one: one["value"])
+    as_good = [name for name, one in followed.items() if one["value"] >= best["low"]]
+    eligible = [name for name in as_good if name in WORTHLESS] or as_good
+    return max(eligible, key=lambda name: followed[name]["value"])
 
 
 def _product(found: dict[str, dict[str, Values]], names: tuple[str, str, str]) -> Values:
