@@ -220,17 +220,24 @@ def test_all_prompts_are_the_sweep_s_and_the_rest_each_with_its_own_draw(s, swee
     given = next(t for t in ablation_controls(s) if t.key == "random_toxic_2000")
     assert len(given.given[0].neurons) > 1  # draws: which one a prompt has goes by its number
     few, exam = sweep.run([given])[given.key], sweep.base.exam
-    every = sweep.run_on_all_prompts([given])[given.key]
+    every = sweep.run_on_more_prompts([given])[given.key]
     prompts = by_profile.prompts(s.profile).prompt.tolist()
     order = [*exam.task.prompts, *exam.rest(s.profile).task.prompts]
     assert sorted(order) == sorted(prompts) and len(every.texts) == len(prompts) > len(few.texts)
     assert every.texts[: len(few.texts)] == few.texts and np.array_equal(every.nll, few.nll)
     assert np.array_equal(every.toxicity[: len(few.texts)], few.toxicity)
     task = dataclasses.replace(exam.task, prompts=order)
-    at_once = dataclasses.replace(
-        sweep.base, exam=dataclasses.replace(exam, task=task, openings=[], references=[])
-    )
+    whole = dataclasses.replace(exam, task=task, openings=[], references=[])
+    at_once = dataclasses.replace(sweep.base, exam=whole, own=None)
     assert examine(at_once, s.scorers, *given.given).texts == every.texts
+
+
+def test_a_profile_that_is_not_complete_takes_twice_the_prompts_of_its_sweep(s, sweep):
+    thin = dataclasses.replace(sweep, study=dataclasses.replace(s, profile=profiles.load("smoke")))
+    some = thin.run_on_more_prompts([BASE])["base"].texts
+    assert s.profile.complete and not thin.study.profile.complete
+    assert len(some) == min(2 * s.profile.sweep_prompts, s.profile.prompts)
+    assert some[: s.profile.sweep_prompts] == sweep.run([BASE])["base"].texts
 
 
 def test_embedding_direction_points_from_civil_to_toxic(s):

@@ -169,7 +169,7 @@ def shifts(study: Study) -> list[Trial]:
     blocks also answer what is added, and the shift contains such answers, so that the stream may move further
     than DPO moves it. Hence two trials at a single layer each, fixed in advance, after which the model does
     the rest by itself: the stream that enters the middle block, and the one that enters the last, where the
-    probe reads (complete profiles only).
+    probe reads. These two, and what is taken from the DPO model, are for complete profiles.
 
     A random control is the same vectors, rotated together at random for each prompt: it has their norms and,
     where there are several, their angles to each other. Everything acts at every position.
@@ -191,7 +191,8 @@ def shifts(study: Study) -> list[Trial]:
     for suffix, (label, at) in places.items():
         draws = turned(torch.stack(list(at.values())), study.profile.control_draws, study.profile.seed)
         random = dict(zip(at, draws.unbind(1), strict=True))
-        for key, sign in (("shift", 1), ("unshift", -1)) if not suffix else (("shift", 1),):
+        both = study.profile.complete and not suffix
+        for key, sign in (("shift", 1), ("unshift", -1)) if both else (("shift", 1),):
             trials.append(trial(f"{key}{suffix}", label, at, sign))
             against = (f"{key}{suffix}",)
             trials.append(trial(f"{key}_random{suffix}", f"random {label}", random, sign, against))
@@ -236,8 +237,9 @@ def patches(study: Study) -> list[Trial]:
         trials += [Trial(f"patch_{key}", f"patch {label}", "patch", given, published=published)]
         controls: list[tuple[str, str, str, Intervention]] = [
             ("clamp", f"clamp {label} to base means", "clamp", Patch(chosen, base)),
-            ("zero", f"zero {label}", "zero", AblateValues(chosen)),
         ]
+        if study.profile.complete or key == "dampened":
+            controls.append(("zero", f"zero {label}", "zero", AblateValues(chosen)))
         if not chosen.all():  # else no neurons are left to draw from
             drawn = Patch(matched(study, chosen, draws), tuned)
             controls += [("random", f"random for: patch {label}", "patch", drawn)]

@@ -6,11 +6,13 @@ What the trials of the papers are, :mod:`companion.mechanism.methods` lists.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
+import pandas as pd
 from tqdm import tqdm
 from transformer_lens import TransformerBridge
 
+from companion.data import by_profile
 from companion.mechanism.exam import Candidate, Exam, Outcome, Writing, examine
 from companion.mechanism.interventions import Intervention, Positions
 from companion.mechanism.study import Study
@@ -64,13 +66,18 @@ class Sweep:
             )
         return outcomes
 
-    def run_on_all_prompts(self, trials: Iterable[Trial]) -> dict[str, Outcome]:
-        """The same with toxicity on all evaluation prompts, the sweep's first: what verdicts rest on.
+    def run_on_more_prompts(self, trials: Iterable[Trial]) -> dict[str, Outcome]:
+        """The same with toxicity on more prompts, the sweep's first: what verdicts rest on.
 
+        On all evaluation prompts, or in a profile that is not ``complete`` on twice those of the sweep.
         Perplexity and F1 are the sweep's.
         """
         chosen = list(trials)
         outcomes, rest = self.run(chosen), self.base.exam.rest(self.study.profile)
+        if not self.study.profile.complete:
+            further = pd.DataFrame({"prompt": rest.task.prompts})
+            some = by_profile.spread(further, self.study.profile.sweep_prompts).prompt.tolist()
+            rest = replace(rest, task=replace(rest.task, prompts=some))
         if not rest.task.prompts:
             return outcomes
         views = self.base.view, self.tuned.view
