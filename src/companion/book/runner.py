@@ -202,6 +202,7 @@ def _execute(
                     stdout_file=stream,
                     stderr_file=stream,
                     log_output=False,
+                    iopub_timeout=120,  # s; on a busy machine outputs come late, and 4 is the default
                     shutdown_kernel="immediate",  # every cell is done; a polite request takes three seconds
                     extra_arguments=["--IPKernelApp.log_level=40"],  # no advice about transports
                 )
