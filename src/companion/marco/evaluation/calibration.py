@@ -50,7 +50,7 @@ def proxies(own: Verdict, original: Verdict) -> dict[str, dict[str, Values]]:
     }
 
 
-#: Joint scores: products of one proxy for each part; the first is ParaDetox's, as far as it can be had here.
+# Products of one proxy for each part; the first is ParaDetox's, as far as it can be had here.
 WORTHLESS = ("what is gone", "what is gone, second")  # of the following: 0 for a text that is left as it is
 JOINTS: dict[str, tuple[str, str, str]] = {
     "ParaDetox's": ("embedded: below .5", "similarity", "perplexity at most 1.25 × original"),
