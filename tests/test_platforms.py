@@ -165,8 +165,8 @@ def test_what_needs_no_book_works_without_one(installed, companion, monkeypatch,
     folder = store.artifact("kind", {}, lambda made: (made / "a").touch())
     (folder / "a").unlink()
     assert companion("clean", "--corrupt")[0] == 0 and not folder.exists()
-    monkeypatch.setattr(Rewriter, "load", lambda **_: None)
-    monkeypatch.setattr(command, "stream", lambda job, arrived: ((r, None, r.text) for r in arrived))
+    monkeypatch.setattr(Rewriter, "load", lambda *_, **__: object.__new__(Rewriter))
+    monkeypatch.setattr(command, "stream", lambda job, arrived, total: ((r, None, r.text) for r in arrived))
     assert companion("rewrite", "some text") == (0, "some text\n", "")
     monkeypatch.setenv("COMPANION_DATA", str(tmp_path))
     assert "is not in COMPANION_DATA" in companion("fetch", "jigsaw/balanced.csv")[1].replace("\n", " ")
@@ -206,8 +206,8 @@ import sys
 sys.modules.update(dict.fromkeys({absent!r}))
 from companion import cli
 from companion.marco import Rewriter, command
-Rewriter.load = lambda **_: None
-command.stream = lambda job, arrived: ((r, None, r.text) for r in arrived)
+Rewriter.load = lambda *_, **__: None
+command.stream = lambda job, arrived, total: ((r, None, r.text) for r in arrived)
 for arguments in (["--version"], ["rewrite", "text"], ["doctor"], ["fetch", "none.csv"],
                   ["clean", "--corrupt"], ["run"], ["check"], ["build"], ["new-chapter", "x"],
                   ["make", "baseline"]):

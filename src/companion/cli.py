@@ -217,10 +217,16 @@ def rewrite(
         ),
     ] = False,
     published: Annotated[
-        bool, typer.Option("--published", help="mask and fill as the paper does, with the shipped adapters")
+        bool,
+        typer.Option(
+            "--published", help="mask and fill as the paper does, by our adapters; groups may vanish"
+        ),
     ] = False,
     threshold: Annotated[
-        float | None, typer.Option(help="mask words from this score on (log odds in nats); lower masks more")
+        float | None,
+        typer.Option(
+            help="mask words from this score on: log odds in nats, or with --published times the mean"
+        ),
     ] = None,
     min_toxicity: Annotated[
         float | None, typer.Option(help="leave texts alone that the embedded scorer puts below this")
@@ -230,25 +236,28 @@ def rewrite(
     ] = None,
     adapters: Annotated[Path | None, typer.Option(help="a folder of adapters other than the shipped")] = None,
 ) -> None:
-    """Rewrite toxic text with MaRCo: as many texts come out as go in, in order. Names of groups stay."""
+    """Rewrite toxic text with MaRCo: as many texts come out as go in, in order."""
     from companion import toxicity
     from companion.marco import Rewriter, command, records
 
     if explain and (as_json or output):
         raise CompanionError("--explain is for the terminal: leave out --json and --output.")
+    if cautious and published:
+        raise CompanionError("--cautious is a threshold of ours: leave it out with --published.")
     kind = records.format_of(form, file)
     arrived = records.read(command.source(text, file), kind, column)
     every = list(arrived) if output or file else None  # a file is checked before anything is written
     kept = records.words_of(protect) if protect else frozenset()
     how = {"cautious": cautious, "published": published, "threshold": threshold, "keeps": kept}
-    rewriter = Rewriter.load(**how, **({"folder": adapters} if adapters else {}))
+    rewriter = Rewriter.load(adapters, **how)
     gate = (toxicity.load("embedded"), min_toxicity) if min_toxicity is not None else None
-    job = command.Job(rewriter, kind, gate, command.Judges.load() if as_json else None)
+    job = command.Job(rewriter, kind, gate, command.Measures.load() if as_json else None)
     if output:
-        about = (kind, column, as_json, min_toxicity, rewriter.settings, str(adapters))
-        command.to_file(job, every or [], output, command.key_of(every or [], *about))
+        about = {"format": kind, "json": as_json, "gate": min_toxicity, "adapters": str(adapters)}
+        command.to_file(job, every or [], output, command.key_of(every or [], rewriter, **about))
         return
-    for number, (record, document, line) in enumerate(command.stream(job, iter(every or arrived))):
+    rows = command.stream(job, iter(every or arrived), len(every) if every else None)
+    for number, (record, document, line) in enumerate(rows):
         if explain:
             console.print(command.explained(document), soft_wrap=True)
             continue

@@ -74,7 +74,7 @@ def settings() -> None:
 
 
 @app.command(
-    help="Hold the scores of chapter 11 against 600 rewrites that people rated; write "
+    help="Hold the scores of chapter 11 against rewrites that people rated; write "
     "data/ratings/calibration.json (about 5 minutes on 2 cores)."
 )
 def calibration() -> None:

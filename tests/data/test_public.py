@@ -269,6 +269,29 @@ def test_readers_of_evaluation_only_data(tmp_path, monkeypatch):
     assert (row.text, row.toxicity) == ("1", 0.25)
 
 
+def test_rated_rewrites_leave_out_what_something_learned_from(tmp_path, monkeypatch):
+    rows = [
+        ("so it goes and goes on", "it goes", "one", "1.0", "0.5", "0.25"),
+        ("never seen by any of them", '"a" quoted', "two", "0.5", "1.0", "1.0"),
+    ]
+    header = "idx\toriginal\trewritten\tsource\tstyle\tmeaning\tfluency\tmin_joint\tis_good\n"
+    lines = [
+        "\t".join([str(i), a, '"' + b.replace('"', '""') + '"', *more, "0", "0"])
+        for i, (a, b, *more) in enumerate(rows)
+    ]
+    content = {"detox/human_eval.tsv": (header + "\n".join(lines) + "\n").encode()}
+    register(tmp_path / "data", monkeypatch, content)
+    put(tmp_path / "local", content)
+    monkeypatch.setenv("COMPANION_DATA", str(tmp_path / "local"))
+    for split, left in (("train", [1]), ("dev", [1]), ("eval", [0, 1])):
+        known = pd.DataFrame({"text": ["So it goes, and goes on!"], "split": [split]})
+        monkeypatch.setattr(public, "labelled", lambda known=known: known)
+        found = public.rated_rewrites()
+        assert found.original.tolist() == [rows[i][0] for i in left]
+    assert found.iloc[1].rewritten == '"a" quoted' and found.system.tolist() == ["one", "two"]
+    assert found[["style", "meaning", "fluency"]].to_numpy().tolist() == [[1, 0.5, 0.25], [0.5, 1, 1]]
+
+
 def test_shipped_registry_is_complete():
     rows = public.registry()
     assert rows.index.is_unique and rows.notna().all(axis=None)

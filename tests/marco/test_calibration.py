@@ -86,6 +86,11 @@ def test_a_difference_is_paired():
     assert (same.value, same.low, same.high) == (0, 0, 0)
 
 
+def test_a_score_that_is_the_same_for_all_follows_nobody():
+    people, flat, sentence = np.arange(9.0), np.ones(9), np.arange(9)
+    assert calibration.rank_correlation(people, flat, sentence).value == 0
+
+
 def test_doing_nothing_is_worth_nothing():
     assert quality.gone([0.8, 0.2, 0.5], [0.8, 0.3, 0.1]).tolist() == pytest.approx([0, 0, 0.8])
     same = verdict(np.array([0.2]), np.ones(1), [2.0], [2.0])

@@ -7,6 +7,7 @@ import csv
 import dataclasses
 import io
 import json
+import os
 import subprocess
 import sys
 import time
@@ -25,7 +26,7 @@ from companion import cli, profiles
 from companion.errors import CompanionError
 from companion.lm import models
 from companion.marco import command, records
-from companion.marco.command import Job, Judges
+from companion.marco.command import Job, Measures
 from companion.marco.denoisers import adapters
 from companion.marco.denoisers.protocol import ANTI_EXPERT, BASE, EXPERT, ROLES
 from companion.marco.experts import contrast_training, loading
@@ -202,7 +203,7 @@ class ByLength:
 
 
 by_length = ByLength()
-JUDGES = Judges({"embedded": by_length, "second": by_length}, lambda a, b: np.ones(len(list(a))))
+MEASURES = Measures({"embedded": by_length, "second": by_length}, lambda a, b: np.ones(len(list(a))))
 
 
 def test_lines_in_lines_out(rewriter):
@@ -213,7 +214,7 @@ def test_lines_in_lines_out(rewriter):
 
 
 def test_json_names_words_masks_and_toxicity(rewriter):
-    found = made(job(rewriter, judges=JUDGES), lines_of(LINES))
+    found = made(job(rewriter, measures=MEASURES), lines_of(LINES))
     assert all(len(line.splitlines()) == 1 for line in found)
     rows = [json.loads(line) for line in found]
     assert [row["text"] for row in rows] == LINES
@@ -240,7 +241,7 @@ def test_csv_and_jsonl_keep_their_other_fields(rewriter):
     raw = "\n\n".join(map(json.dumps, objects)).encode()
     new = [json.loads(line) for line in made(job(rewriter, "jsonl"), rows_of(raw, "jsonl"))]
     assert [{k: v for k, v in row.items() if k != "rewritten"} for row in new] == objects
-    [first, _] = made(job(rewriter, "jsonl", judges=JUDGES), rows_of(raw, "jsonl"))
+    [first, _] = made(job(rewriter, "jsonl", measures=MEASURES), rows_of(raw, "jsonl"))
     assert json.loads(first)["n"] == 1
 
 
@@ -367,12 +368,30 @@ def test_an_interrupted_file_goes_on_and_ends_as_an_uninterrupted_one(rewriter, 
         command.to_file(job(rewriter), some, tmp_path / "none" / "new.txt", "key")
 
 
-def test_what_a_run_into_a_file_depends_on():
+def test_what_a_run_into_a_file_depends_on(rewriter):
     some = lines_of(["a", "b"])
-    key = command.key_of(some, SETTINGS)
-    assert key == command.key_of(lines_of(["a", "b"]), SETTINGS)
-    assert key != command.key_of(lines_of(["a", "c"]), SETTINGS)
-    assert key != command.key_of(some, dataclasses.replace(SETTINGS, alpha_anti=2.0))
+    key = command.key_of(some, rewriter, gate=None)
+    assert key == command.key_of(lines_of(["a", "b"]), rewriter, gate=None)
+    assert key != command.key_of(lines_of(["a", "c"]), rewriter, gate=None)
+    assert key != command.key_of(some, rewriter, gate=0.5)
+    stronger = Rewriter(rewriter.denoiser, dataclasses.replace(SETTINGS, alpha_anti=2.0))
+    assert key != command.key_of(some, stronger, gate=None)
+
+
+def test_settings_are_the_same_data_in_every_process():
+    """Else a run into a file would begin anew whenever it is started again."""
+    code = (
+        "import json\n"
+        "from companion.marco.rewriting import masking\n"
+        "from companion.marco.rewriting.settings import Settings\n"
+        "masks = masking.Masking(1.0, keeps=frozenset(map(str, range(20))))\n"
+        "print(json.dumps(Settings(masks, 1.0, 1.0, 1.0).as_data()))"
+    )
+    found = [
+        subprocess.check_output([sys.executable, "-c", code], env={**os.environ, "PYTHONHASHSEED": seed})
+        for seed in ("1", "2")
+    ]
+    assert found[0] == found[1]
 
 
 def test_below_the_gate_texts_stay_as_they_are(rewriter):
@@ -420,7 +439,7 @@ def test_rewriting_makes_no_noise(embedded_lm):
         "from companion.marco import Rewriter, command\n"
         "from companion.marco.records import Record\n"
         "lines = [Record(1, '?! ' * 400, {}), Record(2, 'you idiot', {})]\n"
-        "job = command.Job(Rewriter.load(), judges=command.Judges.load())\n"
+        "job = command.Job(Rewriter.load(), measures=command.Measures.load())\n"
         "print(*(line for _, _, line in command.stream(job, iter(lines))), sep='\\n')"
     )
     found = subprocess.run(
@@ -441,8 +460,8 @@ def typed(rewriter, monkeypatch):
     """Type a command, with the tiny rewriter in the place of the shipped one, and what it was asked for."""
     asked: list[dict] = []
 
-    def load(**how):
-        asked.append(how)
+    def load(folder, **how):
+        asked.append({"folder": folder, **how})
         return rewriter
 
     monkeypatch.setattr(Rewriter, "load", load)
@@ -468,8 +487,9 @@ def test_the_command(typed, tmp_path):
     assert json.loads(found.output)["text"] == "so it goes"
     found, _ = typed("so it goes, my friend", "--explain")
     assert "[-" in found.output and "{+" in found.output
-    found, _ = typed("a", "--explain", "--json")
-    assert isinstance(found.exception, CompanionError)
+    for clash in (("--explain", "--json"), ("--cautious", "--published")):
+        found, _ = typed("a", *clash)
+        assert isinstance(found.exception, CompanionError)
 
 
 def test_options_reach_the_rewriter(typed, tmp_path):

@@ -265,6 +265,8 @@ READERS = {
     "toxicity/fine_tuned.py",
     "toxicity/training_rows.py",  # whose quarter it is trained on
     "toxicity/examination.py",
+    "marco/command.py",  # what a user is told about a rewrite
+    "marco/evaluation/calibration.py",  # how well each scorer follows people; data/ratings says what is used
     "marco/evaluation/scores.py",
     "mechanism/exam.py",
     "mechanism/study.py",

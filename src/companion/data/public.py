@@ -14,7 +14,6 @@ import json
 import os
 import re
 from pathlib import Path
-from typing import Literal
 
 import pandas as pd
 import pooch
@@ -188,25 +187,19 @@ def rewriting_sets(split: str) -> dict[str, pd.DataFrame]:
 def rated_rewrites() -> pd.DataFrame:
     """Rewrites of toxic sentences that people rated (Dale et al., 2021); for evaluation only.
 
+    A third of the sentences come from comments that scorers and adapters may have learned from: those that
+    nearly repeat a train or dev row of any source are left out.
+
     Columns ``original``, ``rewritten``, ``system``, and the means of three people's ratings between 0 and 1:
     ``style`` (1: not toxic), ``meaning`` and ``fluency``.
     """
-    rows = _tsv("detox/human_eval.tsv", csv.QUOTE_MINIMAL).rename(columns={"source": "system"})
+    rows = pd.read_csv(fetch("detox/human_eval.tsv"), sep="\t", keep_default_na=False, dtype=str)
+    rows = rows.rename(columns={"source": "system"})
+    known = labelled()
+    known = known[known.split != "eval"]
+    rows = rows[~near_duplicates.near_duplicates(rows.original, of=known.text)].reset_index(drop=True)
     ratings = rows[["style", "meaning", "fluency"]].astype(float)
     return rows[["original", "rewritten", "system"]].join(ratings)
-
-
-def rewrites_of_others() -> pd.DataFrame:
-    """MaRCo's validation sentences and what others made of them; for evaluation only.
-
-    Columns ``set``, ``original``, ``marco_authors_bart`` (the authors' own experts), ``marco_retrained_bart``
-    and ``mistral_7b_instruct``.
-    """
-    return _tsv("marco/rewrites_val.tsv", csv.QUOTE_NONE)  # a quotation mark is part of a text
-
-
-def _tsv(name: str, quoting: Literal[0, 3]) -> pd.DataFrame:
-    return pd.read_csv(fetch(name), sep="\t", quoting=quoting, keep_default_na=False, dtype=str)
 
 
 def challenge_prompts() -> list[str]:

@@ -21,7 +21,7 @@ from torch.nn.functional import pad
 from transformers import DynamicCache
 
 from companion.lm import tokens
-from companion.lm.generation import KEPT, Generated, generate
+from companion.lm.generation import KEPT, Generated, generate, logits_behind
 from companion.lm.models import LanguageModel
 from companion.lm.rows import passing
 
@@ -46,7 +46,7 @@ class Read:
         cache = DynamicCache(config=self.lm.model.config)
         if self.prompts.ids.shape[1] > 1:
             ids, mask, positions = (t[:, :-1] for t in (*self.prompts, self.prompts.positions))
-            follow(self.lm, ids, mask, positions, cache, 1)
+            logits_behind(self.lm, ids, mask, positions, cache, 1)
         return cache
 
 
@@ -134,26 +134,6 @@ class Drafts:
         return Read(self.lm, rows, on_device, self.plain.ids[rows].to(device))
 
 
-def follow(
-    lm: LanguageModel,
-    ids: Int[Tensor, "row pos"],
-    seen: Bool[Tensor, "row column"],
-    positions: Int[Tensor, "row pos"],
-    cache: DynamicCache,
-    last: int,
-) -> Int[Tensor, "row last"]:
-    """Read tokens behind a cache, which grows; return the likeliest token after each of the last."""
-    logits = lm.model(
-        input_ids=ids,
-        attention_mask=seen.long(),
-        position_ids=positions,
-        past_key_values=cache,
-        use_cache=True,
-        logits_to_keep=last,
-    ).logits
-    return logits.argmax(-1)
-
-
 class _Writing:
     """One batch as a variant writes it: along the draft, and from where it leaves the draft on its own."""
 
@@ -191,7 +171,7 @@ class _Writing:
             positions = torch.cat([positions, positions[:, -1:] + 1 + ahead], 1)
             ids = torch.cat([unread, proposed[:, :-1]], 1)
             with passing(self.items[rows]):
-                chosen = follow(self.drafts.lm, ids, seen, positions, cache, width)
+                chosen = logits_behind(self.drafts.lm, ids, seen, positions, cache, width).argmax(-1)
             agreed = (chosen == proposed).long().cumprod(1).sum(1)  # row: tokens of the draft taken over
             goes_on = self._write(rows, chosen, start, (agreed + 1).clamp(max=width))
             leaves = goes_on & (agreed < width)
@@ -220,7 +200,7 @@ class _Writing:
             front.seen = torch.cat([front.seen, front.seen.new_ones(len(alive), 1)], 1)
             ids, positions = front.last[:, None], front.position[:, None]
             with passing(self.items[front.rows]):
-                chosen = follow(self.drafts.lm, ids, front.seen, positions, front.cache, 1)
+                chosen = logits_behind(self.drafts.lm, ids, front.seen, positions, front.cache, 1).argmax(-1)
             alive = alive & self._write(front.rows, chosen, front.written, alive.long())
             front.last, front.position = chosen[:, 0], front.position + 1
             front.written = front.written + 1

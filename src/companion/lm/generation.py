@@ -151,14 +151,7 @@ def _decode(
     for step in range(new_tokens):
         if recorder:
             recorder.count_last(alive[:, None])
-        logits = lm.model(
-            input_ids=step_ids,
-            attention_mask=attention.long(),
-            position_ids=positions,
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=1,
-        ).logits[:, -1]  # row vocab
+        logits = logits_behind(lm, step_ids, attention, positions, cache, 1)[:, -1]  # row vocab
         if sampling is None or noise is None:
             chosen = logits.argmax(-1)  # row
         else:
@@ -177,6 +170,25 @@ def _decode(
                 recorder.leave(~alive)
             alive = alive[alive]
     return ids, mask
+
+
+def logits_behind(
+    lm: LanguageModel,
+    ids: Int[Tensor, "row pos"],
+    seen: Bool[Tensor, "row column"],
+    positions: Int[Tensor, "row pos"],
+    cache: DynamicCache,
+    last: int,
+) -> Float[Tensor, "row last vocab"]:
+    """Read tokens behind a cache, which grows; return the logits behind each of the last."""
+    return lm.model(
+        input_ids=ids,
+        attention_mask=seen.long(),
+        position_ids=positions,
+        past_key_values=cache,
+        use_cache=True,
+        logits_to_keep=last,
+    ).logits
 
 
 def draw(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import hashlib
 import io
 import itertools
 import json
@@ -15,14 +14,14 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from jaxtyping import Float
 from rich.text import Text
 from tqdm import tqdm
 
-from companion import toxicity
+from companion import store, toxicity
 from companion.errors import CompanionError
 from companion.lm import tokens
 from companion.marco import records
@@ -39,14 +38,14 @@ Rendered = tuple[Record, Document, str]  # what came in, what became of it, and 
 
 
 @dataclass(frozen=True)
-class Judges:
-    """Who says what a rewrite did: two scorers of toxicity and the similarity of two texts' meanings."""
+class Measures:
+    """What says what a rewrite did: two scorers of toxicity and the similarity of two texts' meanings."""
 
     scorers: dict[str, Scorer]
     similarity: Callable[[list[str], list[str]], Float[np.ndarray, "_texts"]]
 
     @classmethod
-    def load(cls) -> Judges:
+    def load(cls) -> Measures:
         """The scorers and the encoder that ship with the book."""
         return cls({name: toxicity.load(name) for name in ("embedded", "second")}, Similarity())
 
@@ -56,13 +55,13 @@ class Job:
     """How records are rewritten and written.
 
     ``gate`` says which texts are left as they are, by a scorer and the score from which a text is rewritten;
-    with ``judges`` each record is written as a JSON object that has all of it.
+    with ``measures`` each record is written as a JSON object that has all of it.
     """
 
     rewriter: Rewriter
     form: Format = "lines"
     gate: tuple[Scorer, float] | None = None
-    judges: Judges | None = None
+    measures: Measures | None = None
 
     def __call__(self, some: Sequence[Record]) -> list[Rendered]:
         """Rewrite some records and render them."""
@@ -79,11 +78,11 @@ class Job:
         return list(zip(some, made, self._rendered(some, made), strict=True))
 
     def _rendered(self, some: Sequence[Record], made: Sequence[Document]) -> list[str]:
-        if self.judges is None:
+        if self.measures is None:
             return [records.written(self.form, r, d.text) for r, d in zip(some, made, strict=True)]
         before, after = [d.original for d in made], [d.text for d in made]
-        scored = {n: (scorer(before), scorer(after)) for n, scorer in self.judges.scorers.items()}
-        alike = self.judges.similarity(after, before)
+        scored = {n: (scorer(before), scorer(after)) for n, scorer in self.measures.scorers.items()}
+        alike = self.measures.similarity(after, before)
         score = self.rewriter.settings.masking.divergence.__name__  # log_odds, of the shipped settings
         return [
             records.as_json(
@@ -164,10 +163,14 @@ def _is_error(item: object) -> bool:
     return isinstance(item, BaseException)
 
 
-def stream(job: Job, arrived: Iterator[Record]) -> Iterator[Rendered]:
-    """Rewrite records as they arrive."""
+def stream(job: Job, arrived: Iterator[Record], total: int | None = None) -> Iterator[Rendered]:
+    """Rewrite records as they arrive; a bar shows how many, unless the texts themselves are on the screen."""
+    hidden = sys.stdout.isatty() or not sys.stderr.isatty()
+    bar = tqdm(total=total, desc="rewriting", unit="text", disable=hidden)
     for some in arriving(arrived):
         yield from job(some)
+        bar.update(len(some))
+    bar.close()
 
 
 def to_file(job: Job, every: Sequence[Record], target: Path, key: str) -> None:
@@ -189,7 +192,7 @@ def to_file(job: Job, every: Sequence[Record], target: Path, key: str) -> None:
                 lines += new
                 bar.update(len(new))
             bar.close()
-        first = None if job.judges else records.header(job.form, every[0])
+        first = None if job.measures else records.header(job.form, every[0])
         whole = "".join(f"{line}\n" for line in [*filter(None, [first]), *lines])
         finished = target.with_name(f"{target.name}.new")
         finished.write_text(whole, encoding="utf-8", newline="\n")
@@ -208,9 +211,9 @@ def _done(partial: Path, key: str) -> list[str]:
     return [json.loads(row) for row in rows[1:]] if rows[:1] == [json.dumps(key)] else []
 
 
-def key_of(raw: Sequence[Record], *about: object) -> str:
-    """What a run into a file depends on: its input and how it is rewritten."""
-    return hashlib.sha256(repr((list(raw), about)).encode()).hexdigest()
+def key_of(every: Sequence[Record], rewriter: Rewriter, **about: Any) -> str:
+    """What a run into a file depends on: its input and how it is rewritten; the same in every process."""
+    return store.key_of({"records": every, "settings": rewriter.settings.as_data(), **about})
 
 
 def explained(document: Document) -> Text:

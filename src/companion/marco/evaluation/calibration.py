@@ -2,7 +2,8 @@
 
 Dale et al. (2021) had 200 toxic sentences rewritten by CondBERT, mask-and-infill and ParaGeDi; three people
 rated style, meaning and fluency of each. A joint score is chosen on half of the sentences and reported on the
-other half; no rewriter and no scorer was trained or chosen on any of them.
+other half. Sentences that a scorer or an adapter may have learned from are left out
+(:func:`companion.data.public.rated_rewrites`).
 
 The rule: of the joint scores that follow people as well as the best one does (their rank correlation is
 within its interval), take the one that follows them best among those by which doing nothing is worth nothing.
@@ -79,6 +80,9 @@ def difference(
 
 
 def _spearman(a: Values, b: Values) -> float:
+    """Of ranks; 0 where one side has no order, as a score that gives all rewrites the same."""
+    if np.ptp(a) == 0 or np.ptp(b) == 0:
+        return 0.0
     return float(np.corrcoef(rankdata(a), rankdata(b))[0, 1])
 
 

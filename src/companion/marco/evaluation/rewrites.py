@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import numpy as np
 
@@ -39,7 +39,7 @@ def marco(experts: Experts, texts: Sequence[str], settings: Settings | None = No
             for r in rewriter(some)
         ]
 
-    key = {"method": "marco", "experts": experts.fingerprint, "settings": _plain(settings)}
+    key = {"method": "marco", "experts": experts.fingerprint, "settings": settings.as_data()}
     return [
         Rewrite(
             text,
@@ -65,7 +65,7 @@ def filled(
         sentences = [words.split(experts.denoiser, text) for text, _ in some]
         return rewriter.fill(experts.denoiser, sentences, [chosen for _, chosen in some], settings, cast)
 
-    key = {"method": "fill", "experts": experts.fingerprint, "settings": _plain(settings), "cast": cast}
+    key = {"method": "fill", "experts": experts.fingerprint, "settings": settings.as_data(), "cast": cast}
     return _kept(key, list(zip(texts, masked, strict=True)), make)
 
 
@@ -109,13 +109,6 @@ def shuffled(rewrites: Sequence[Rewrite], seed: int) -> list[list[int]]:
         scored = np.flatnonzero(~np.isnan(rewrite.divergence)).tolist()
         masks.append(sorted(random.Random(f"{seed} {i}").sample(scored, len(rewrite.masked))))
     return masks
-
-
-def _plain(settings: Settings) -> dict:
-    plain = asdict(settings)
-    plain["masking"]["divergence"] = settings.masking.divergence.__name__
-    plain["masking"]["keeps"] = sorted(settings.masking.keeps)
-    return plain
 
 
 def _kept(key: dict, inputs: Sequence, make: Callable[[list], list]) -> list:

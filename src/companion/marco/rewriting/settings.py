@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from companion.errors import CompanionError
 from companion.marco.rewriting import masking
@@ -31,6 +32,13 @@ class Settings:
     def strengths(self) -> tuple[float, float, float]:
         """Factor of each role's logits in the product."""
         return self.alpha_base / self.temperature, self.alpha_expert, -self.alpha_anti
+
+    def as_data(self) -> dict[str, Any]:
+        """The settings as JSON can hold them, the same in every process: they are part of keys."""
+        plain = asdict(self)
+        plain["masking"]["divergence"] = self.masking.divergence.__name__
+        plain["masking"]["keeps"] = sorted(self.masking.keeps)
+        return plain
 
 
 def _published(alpha_expert: float, temperature: float, repetition_penalty: float) -> Settings:
