@@ -44,12 +44,13 @@ class Profile:
     sweep_sentences: int  #: its sentences for F1
     sweep_windows: int  #: its windows for perplexity
     sweep_window_tokens: int  #: their width
-    complete: bool  #: whether these chapters have all rows of the papers' tables, or what the text rests on
+    complete: bool  #: all rows of the papers' tables, contrasts on all prompts, not on twice a sweep's
     control_draws: int  #: random draws of neurons per control, dealt over prompts
     control_seeds: int  #: further DPO runs of chapter 7
     control_shuffles: int  #: and runs on shuffled preferences
     control_steps: int  #: steps of both
     control_batch: int  #: their pairs per step
+    control_prompts: int  #: prompts that these runs are measured on; 0 takes all
     experts: (
         str  #: MaRCo's, ``shipped`` (data/adapters), ``small`` (trained on the spot) or ``bart`` (published)
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -10,6 +11,7 @@ import pytest
 
 from companion.marco.evaluation import calibration, quality
 from companion.marco.evaluation.scores import Verdict
+from companion.metrics import estimates
 
 SENTENCES, SYSTEMS = 60, ("one", "two", "three")
 
@@ -20,6 +22,12 @@ def verdict(toxicity, similarity, loss, base_loss) -> Verdict:
     counts = {"count": np.full(n, 10.0), "base_count": np.full(n, 10.0)}
     losses = {"nll": 10.0 * np.asarray(loss), "base_nll": 10.0 * np.asarray(base_loss)}
     return Verdict(["text"] * n, toxicity, similarity=similarity, **same, **counts, **losses)
+
+
+@pytest.fixture(autouse=True)
+def few_resamples(monkeypatch):
+    """Enough for what these tests say; the interval itself is tested in tests/metrics."""
+    monkeypatch.setattr(estimates, "bootstrap", partial(estimates.bootstrap, resamples=200))
 
 
 @pytest.fixture
