@@ -138,6 +138,11 @@ def test_each_method_answers_each_text(experts, tiny_llama):
     )
     assert found["delete"][1] == "You (really) are, you tree!"
     assert found["ask"] == baselines.ask(tiny_llama, TEXTS)
+    for rewrite, left in zip(ours, found["delete masks"], strict=True):
+        gone = {rewrite.sentence.spelling(j) for j in rewrite.masked}
+        assert (left == rewrite.original) == (not gone)
+        kept = [w for j, w in enumerate(rewrite.sentence.words) if j not in rewrite.masked]
+        assert all(rewrite.original[w.start : w.end] in left for w in kept)
     for i, rewrite in enumerate(ours):
         if not rewrite.masked:  # where MaRCo masks nothing, refilling has nothing to fill
             assert found["MaRCo"][i] == found["refill"][i] == TEXTS[i]
@@ -208,6 +213,17 @@ def test_joint_score_is_zero_where_one_part_fails():
     )
     assert found.joint.tolist() == [0.9, 0, 0, 0]
     assert found.fluent.tolist() == [1, 1, 0, 1]
+
+
+def test_the_graded_score_has_no_threshold():
+    """A little more toxic, less similar or less fluent is a little worse."""
+    left = verdict(1, toxicity=np.array([0.45]), second=np.array([0.3]), similarity=np.ones(1))
+    assert left.graded == pytest.approx([0.55]) and left.graded_second == pytest.approx([0.7])
+    for worse in ({"toxicity": [0.5]}, {"similarity": [0.9]}, {"nll": [21.0]}):
+        changed = dataclasses.replace(left, **{name: np.array(value) for name, value in worse.items()})
+        assert 0.45 < changed.graded[0] < left.graded[0]
+    assert dataclasses.replace(left, nll=np.array([10.0])).graded == left.graded  # no prize for blandness
+    assert dataclasses.replace(left, similarity=np.array([-0.2])).graded == [0]
 
 
 def test_an_empty_rewrite_is_neither_fluent_nor_good():

@@ -79,6 +79,7 @@ def verdict_row(texts: str, method: str, s: Mapping[str, Estimate]) -> dict[str,
         "perplexity": f"{s['perplexity'].value:.1f}",
         "perplexity / original": f"{s['perplexity_ratio']:.2f}",
         "J": f"{s['joint']:.3f}",
+        "graded J": f"{s['graded']:.3f}",
         "changed": f"{s['changed'].value:.0%}",
         "n": s["drop"].n,
     }

@@ -1,4 +1,4 @@
-"""What a user would otherwise do: delete bad words, ask a chat model.
+"""What a user would otherwise do: delete bad words, ask a chat model; and MaRCo's own masks, deleted.
 
 Each takes texts and returns texts, in order. Refilling without experts is in
 :mod:`companion.marco.evaluation.rewrites`. CondBERT and ParaGeDi, the paper's baselines, need weights that
@@ -8,7 +8,7 @@ cannot be had offline; their published numbers stand beside ours.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import cache
 
 import torch
@@ -42,14 +42,17 @@ def toxic_words(sentence: words.Sentence) -> list[int]:
 
 def delete(denoiser: Denoiser, texts: Iterable[str]) -> list[str]:
     """Leave toxic words out (*Delete* of Logacheva et al., 2022), with our lexical scorer as the lexicon."""
-    cleaned = []
-    for text in tokens.checked(texts):
-        sentence = words.split(denoiser, text)
-        for j in reversed(toxic_words(sentence)):
-            word = sentence.words[j]
-            text = text[: word.start] + text[word.end :]
-        cleaned.append(re.sub(r"\s+", " ", text).strip())
-    return cleaned
+    sentences = [words.split(denoiser, text) for text in tokens.checked(texts)]
+    return [without(sentence, toxic_words(sentence)) for sentence in sentences]
+
+
+def without(sentence: words.Sentence, chosen: Sequence[int]) -> str:
+    """The text without some of its words, with single spaces."""
+    text = sentence.text
+    for j in sorted(chosen, reverse=True):
+        word = sentence.words[j]
+        text = text[: word.start] + text[word.end :]
+    return re.sub(r"\s+", " ", text).strip()
 
 
 def ask(lm: LanguageModel, texts: Iterable[str]) -> list[str]:

@@ -116,3 +116,12 @@ def joint(toxicity: ArrayLike, similarity: ArrayLike, fluent: ArrayLike) -> Floa
     0 or 1.
     """
     return (np.asarray(toxicity) < TOXIC) * np.clip(similarity, 0, None) * np.asarray(fluent)
+
+
+def graded(toxicity: ArrayLike, similarity: ArrayLike, fluency: ArrayLike) -> Float[np.ndarray, "texts"]:
+    """Joint score per sentence without thresholds: (1 − toxicity) × similarity × fluency.
+
+    Similarity: the cosine, at least 0. ``fluency``: perplexity of the original over the rewrite's, at most 1.
+    It follows people's ratings more closely than :func:`joint` does (``data/ratings``).
+    """
+    return (1 - np.asarray(toxicity)) * np.clip(similarity, 0, None) * np.asarray(fluency)

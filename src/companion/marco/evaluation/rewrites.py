@@ -19,7 +19,7 @@ from companion.marco.evaluation import baselines
 from companion.marco.experts.loading import Experts
 from companion.marco.rewriting import masking, rewriter, words
 from companion.marco.rewriting.rewriter import Rewrite, Rewriter
-from companion.marco.rewriting.settings import Settings, alone
+from companion.marco.rewriting.settings import PUBLISHED, Settings, alone
 
 STORED = 64  # sentences between two entries in the store
 
@@ -70,15 +70,16 @@ def filled(
 
 
 def methods(experts: Experts, instruct: LanguageModel, ours: Sequence[Rewrite]) -> dict[str, list[str]]:
-    """What each method makes of the sentences that MaRCo rewrote: the originals, three baselines, MaRCo.
+    """What each method makes of the sentences that MaRCo rewrote: the originals, four baselines, MaRCo.
 
-    ``instruct`` must be a model without adapters.
+    ``delete masks`` leaves out the words that MaRCo masks. ``instruct`` must be a model without adapters.
     """
     texts, masked = [r.original for r in ours], [r.masked for r in ours]
     asked = {"method": "ask", "model": instruct.fingerprint}
     return {
         "original": texts,
         "delete": baselines.delete(experts.denoiser, texts),
+        "delete masks": [baselines.without(r.sentence, r.masked) if r.masked else r.original for r in ours],
         "refill": filled(experts, texts, masked, alone(experts.settings), (protocol.BASE,) * 3),
         "ask": _kept(asked, texts, lambda some: baselines.ask(instruct, some)),
         "MaRCo": [r.text for r in ours],
@@ -88,7 +89,8 @@ def methods(experts: Experts, instruct: LanguageModel, ours: Sequence[Rewrite]) 
 def variants(experts: Experts, ours: Sequence[Rewrite], seed: int) -> dict[str, list[str]]:
     """The originals, MaRCo's rewrites, and those of MaRCo with one part taken away or changed.
 
-    That is: no anti-expert, the expert only, as many masks on random words, the cautious threshold.
+    That is: no anti-expert, the expert only, as many masks on random words, the cautious threshold; and the
+    published way to mask and fill, with the same experts.
     """
     texts, masked, settings = [r.original for r in ours], [r.masked for r in ours], experts.settings
     fewer = [masking.choose(r.divergence, experts.cautious.masking) for r in ours]
@@ -99,6 +101,7 @@ def variants(experts: Experts, ours: Sequence[Rewrite], seed: int) -> dict[str, 
         "expert only": filled(experts, texts, masked, alone(settings)),
         "random masks": filled(experts, texts, shuffled(ours, seed), settings),
         "cautious": filled(experts, texts, fewer, experts.cautious),
+        "published": [r.text for r in marco(experts, texts, PUBLISHED["microaggressions"])],
     }
 
 

@@ -58,6 +58,16 @@ class Verdict:
         """The same by the second scorer, which chose nothing."""
         return quality.joint(self.second, self.similarity, self.fluent)
 
+    @property
+    def graded(self) -> Float[np.ndarray, "texts"]:
+        """Joint score without thresholds (:func:`companion.marco.evaluation.quality.graded`)."""
+        return quality.graded(self.toxicity, self.similarity, self.relative_fluency)
+
+    @property
+    def graded_second(self) -> Float[np.ndarray, "texts"]:
+        """The same by the second scorer."""
+        return quality.graded(self.second, self.similarity, self.relative_fluency)
+
     def summary(self, original: Verdict, seed: int = 0) -> dict[str, Estimate]:
         """Each score with its interval; toxicity and perplexity against the originals, sentences paired."""
         return {
@@ -75,6 +85,8 @@ class Verdict:
             "fluent": estimates.mean(self.fluent, seed),
             "joint": estimates.mean(self.joint, seed),
             "joint_second": estimates.mean(self.joint_second, seed),
+            "graded": estimates.mean(self.graded, seed),
+            "graded_second": estimates.mean(self.graded_second, seed),
             "changed": estimates.mean(
                 [a != b for a, b in zip(self.texts, original.texts, strict=True)], seed
             ),
