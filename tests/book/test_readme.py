@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import matplotlib.pyplot as plt
 import pytest
 
 from companion import paths
-from companion.book import claims, readme
+from companion.book import claims, editions, readme
 
 
 def results(folder, **values):
@@ -91,3 +92,11 @@ def test_the_table_of_claims_is_written_by_whole_runs_only(project):
     readme.update_readme(results(project / "all", **dict.fromkeys(names, 0.5)), project / "none")
     written = page.read_text(encoding="utf-8")
     assert all(f"| {claim.quote} | {claim.place} |" in written for claim in claims.load())
+
+
+def test_the_committed_table_of_claims_is_the_editions(project):
+    committed = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    page = project / "README.md"
+    page.write_text(committed, encoding="utf-8")
+    readme._update_claims(editions.load("embedded")["results"])
+    assert page.read_text(encoding="utf-8") == committed
