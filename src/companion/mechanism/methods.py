@@ -227,8 +227,9 @@ def patched(study: Study) -> dict[str, tuple[str, Neurons]]:
 def patches(study: Study) -> list[Trial]:
     """Base model with mean DPO activations, each set of neurons with its controls, and the reverse.
 
-    Controls of a set: the same neurons held at the base model's own means (clamp) and at zero, and as many
-    random neurons of the same norms with DPO's means. All act on generated tokens, as published.
+    Controls of a set: the same neurons held at the base model's own means (clamp), and as many random neurons
+    of the same norms with DPO's means; the dampened toxic ones, in complete profiles all sets, at zero, too.
+    All act on generated tokens, as published.
     """
     base, tuned, draws = study.base.mean, study.tuned.mean, study.profile.control_draws
     trials: list[Trial] = []

@@ -6,11 +6,11 @@ Everything comes from the store where an earlier chapter or run made it, and is 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from transformer_lens import TransformerBridge
 
 from companion import toxicity
 from companion.data import by_profile
@@ -24,6 +24,9 @@ from companion.mechanism.neurons import Group, Side
 from companion.mechanism.pairs import Pair
 from companion.profiles import Profile
 from companion.toxicity import Scorer
+
+if TYPE_CHECKING:  # chapters 6 and 7 need no view, and the import takes seconds
+    from transformer_lens import TransformerBridge
 
 
 @dataclass(frozen=True)
