@@ -13,7 +13,7 @@ from companion.book import contents
 from companion.errors import CompanionError
 from companion.lm import tiny
 
-NAMES = ("embedded", "smoke", "gemma", "public", "paper")
+NAMES = ("embedded", "smoke", "full", "gemma", "public", "paper")
 TYPES = {"bool": bool, "int": int, "str": str, "float": float, "list[str]": list}
 
 
@@ -32,7 +32,7 @@ def test_the_profiles():
 
 def test_profiles_differ_and_inherit():
     loaded = {name: profiles.load(name) for name in NAMES}
-    assert len({tuple(map(str, asdict(p).values())) for p in loaded.values()}) == 5
+    assert len({tuple(map(str, asdict(p).values())) for p in loaded.values()}) == len(NAMES)
     assert (
         loaded["smoke"].scorers == loaded["embedded"].scorers
         and loaded["smoke"].prompts < loaded["embedded"].prompts

@@ -79,6 +79,11 @@ def toxic_sentences(profile: Profile, split: str) -> dict[str, pd.DataFrame]:
     return {kind: _part(f"sentences/{kind}.jsonl", split) for kind in ("subtle", "overt")}
 
 
+def people() -> pd.DataFrame:
+    """Harmless sentences that name people (columns ``text``, ``term``, ``kind``); for evaluation only."""
+    return pd.read_json(shipped("sentences/groups.jsonl"), lines=True, dtype=False)
+
+
 def spread(rows: pd.DataFrame, limit: int) -> pd.DataFrame:
     """``limit`` rows spread evenly over the table (all of them if 0)."""
     if limit and limit < len(rows):

@@ -21,8 +21,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from companion.marco.denoisers.protocol import ANTI_EXPERT, EXPERT, Denoiser
+from companion.marco.rewriting import people
 from companion.marco.rewriting.words import Sentence
-from companion.toxicity import groups
 
 # Every so many content words are blanked together; on dev rows the scores agree with those of one at a time
 # (r = .95), at a quarter of the time.
@@ -94,7 +94,7 @@ class Masking:
         Score content words only, every so many of them blanked at once; None scores each word by itself,
         as published.
     keeps_groups
-        Never mask a word by which people name a group (:mod:`companion.toxicity.groups`). What is said of
+        Never mask a word by which people are named (:mod:`companion.marco.rewriting.people`). What is said of
         people may change; that they are spoken of may not.
     keeps
         Words that are never masked, in lower case.
@@ -178,7 +178,7 @@ def measured(
     """The scores by which a masking chooses: NaN where a word is not to be masked."""
     found = divergences(denoiser, sentences, masking.divergence, masking.every)
     for sentence, values in zip(sentences, found, strict=True):
-        named = groups.spans(sentence.text) if masking.keeps_groups else []
+        named = people.spans(sentence.text) if masking.keeps_groups else []
         for j, word in enumerate(sentence.words):
             in_name = any(word.start < end and start < word.end for start, end in named)
             if in_name or sentence.spelling(j).lower() in masking.keeps:
