@@ -44,7 +44,7 @@ class Profile:
     sweep_sentences: int  #: its sentences for F1
     sweep_windows: int  #: its windows for perplexity
     sweep_window_tokens: int  #: their width
-    complete: bool  #: all rows of the papers' tables, contrasts on all prompts, not on twice a sweep's
+    complete: bool  #: all rows of the papers' tables, and contrasts on all prompts, not on a sweep's
     control_draws: int  #: random draws of neurons per control, dealt over prompts
     control_seeds: int  #: further DPO runs of chapter 7
     control_shuffles: int  #: and runs on shuffled preferences

@@ -49,12 +49,12 @@ def test_the_figure_has_a_row_per_tested_claim(found):
 
 def test_a_chapter_asks_editions_where_it_cannot_tell(found):
     record.result("controls_drop", Estimate(0.2, -0.1, 0.5, 9), seed=0)
-    scoreboard.conclude("embedded", "dpo")
+    scoreboard.conclude("dpo")
     alone = record._texts["verdict_dpo"]
     assert alone.startswith("**cannot be told** (") and "edition" not in alone
     editions.make(found)
-    scoreboard.conclude("embedded", "dpo")
+    scoreboard.conclude("dpo")
     assert record._texts["verdict_dpo"] == f"{alone}; in the edition of the profile *public* it **holds**"
     record.result("controls_drop", Estimate(0.0, -0.1, 0.05, 9), seed=0)
-    scoreboard.conclude("embedded", "dpo")
+    scoreboard.conclude("dpo")
     assert record._texts["verdict_dpo"].startswith("**does not hold here** (")

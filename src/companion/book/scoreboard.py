@@ -23,10 +23,10 @@ COLOURS = {
 
 
 def columns(profile: str) -> dict[str, Results]:
-    """Results by column: of the run at hand, if any, and of the editions of other profiles."""
-    here = _current(profile) or editions.load(profile)["results"]
-    others = {name: editions.load(name)["results"] for name in editions.names() if name != profile}
-    return {THIS_RUN: here, **{f"edition {name}": found for name, found in others.items()}}
+    """Results by column: of the run at hand (without one, of its profile's edition) and of the editions."""
+    made = {name: editions.load(name)["results"] for name in editions.names()}
+    here = _current(profile) or made.pop(profile, {})
+    return {THIS_RUN: here, **{f"edition {name}": found for name, found in made.items()}}
 
 
 def _current(profile: str) -> Results:
@@ -60,7 +60,7 @@ def verdicts(results: Results) -> dict[str, str]:
     return {ruling.claim.id: str(ruling.verdict) for ruling in claims.rulings(results)}
 
 
-def conclude(profile: str, *ids: str) -> None:
+def conclude(*ids: str) -> None:
     """Store ``verdict_{id}`` for a chapter's prose: what its contrasts say of claims, in a sentence.
 
     Corrected for the contrasts of this chapter only; the scoreboard corrects for all. Where this run cannot
@@ -69,15 +69,15 @@ def conclude(profile: str, *ids: str) -> None:
     asked = [claim for claim in claims.load() if claim.id in ids]
     for ruling in claims.rulings(record.recorded(), asked):
         name = "verdict_" + ruling.claim.id.replace("-", "_")
-        record.text(name, f"**{ruling.verdict}** ({ruling.because}){_elsewhere(profile, ruling)}")
+        record.text(name, f"**{ruling.verdict}** ({ruling.because}){_elsewhere(ruling)}")
 
 
-def _elsewhere(profile: str, ruling: Ruling) -> str:
-    """What editions of other profiles say where this run cannot tell."""
+def _elsewhere(ruling: Ruling) -> str:
+    """What editions say where this run cannot tell."""
     said = []
     for name in editions.names() if ruling.verdict is Verdict.OPEN else []:
         found = verdicts(editions.load(name)["results"]).get(ruling.claim.id)
-        if name != profile and found not in (None, Verdict.OPEN):
+        if found not in (None, Verdict.OPEN):
             said.append(f"; in the edition of the profile *{name}* it **{found}**")
     return "".join(said)
 

@@ -6,13 +6,11 @@ What the trials of the papers are, :mod:`companion.mechanism.methods` lists.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
-import pandas as pd
 from tqdm import tqdm
 from transformer_lens import TransformerBridge
 
-from companion.data import by_profile
 from companion.mechanism.exam import Candidate, Exam, Outcome, Writing, examine
 from companion.mechanism.interventions import Intervention, Positions
 from companion.mechanism.study import Study
@@ -67,18 +65,13 @@ class Sweep:
         return outcomes
 
     def run_on_more_prompts(self, trials: Iterable[Trial]) -> dict[str, Outcome]:
-        """The same with toxicity on more prompts, the sweep's first: what verdicts rest on.
+        """The same with toxicity on all evaluation prompts, the sweep's first; the rest is the sweep's.
 
-        On all evaluation prompts, or in a profile that is not ``complete`` on twice those of the sweep.
-        Perplexity and F1 are the sweep's.
+        Verdicts of editions rest on them. A profile that is not ``complete`` has the sweep's only.
         """
         chosen = list(trials)
         outcomes, rest = self.run(chosen), self.base.exam.rest(self.study.profile)
-        if not self.study.profile.complete:
-            further = pd.DataFrame({"prompt": rest.task.prompts})
-            some = by_profile.spread(further, self.study.profile.sweep_prompts).prompt.tolist()
-            rest = replace(rest, task=replace(rest.task, prompts=some))
-        if not rest.task.prompts:
+        if not self.study.profile.complete or not rest.task.prompts:
             return outcomes
         views = self.base.view, self.tuned.view
         more = Sweep(self.study, *_candidates(self.study, rest, views)).run(chosen)
