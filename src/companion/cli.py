@@ -255,15 +255,25 @@ def rewrite(
     if output:
         about = {"format": kind, "json": as_json, "gate": min_toxicity, "adapters": str(adapters)}
         command.to_file(job, every or [], output, command.key_of(every or [], rewriter, **about))
+        _say(command.left_alone(record.text for record in every or []))
         return
+    originals = []
     rows = command.stream(job, iter(every or arrived), len(every) if every else None)
     for number, (record, document, line) in enumerate(rows):
+        originals.append(document.original)
         if explain:
             console.print(command.explained(document), soft_wrap=True)
             continue
         if number == 0 and not as_json and (first := records.header(kind, record)):
             print(first)
         print(line, flush=True)
+    _say(command.left_alone(originals))
+
+
+def _say(what: str | None) -> None:
+    """A note that is no result."""
+    if what:
+        print(f"companion: {what}", file=sys.stderr)
 
 
 @app.command(

@@ -226,7 +226,7 @@ def test_json_names_words_masks_and_toxicity(rewriter):
     assert rows[0]["masked"] and set(rows[0]["masked"]) <= set(words)
     assert all(row["changed"] == (row["rewritten"] != row["text"]) for row in rows)
     assert rows[0]["toxicity"]["second"]["before"] == pytest.approx(len(LINES[0]) / 100)
-    assert rows[0]["similarity"] == 1
+    assert rows[0]["similarity"] == 1 and rows[0]["other_language"] is None
 
 
 def test_csv_and_jsonl_keep_their_other_fields(rewriter):
@@ -490,6 +490,19 @@ def test_the_command(typed, tmp_path):
     for clash in (("--explain", "--json"), ("--cautious", "--published")):
         found, _ = typed("a", *clash)
         assert isinstance(found.exception, CompanionError)
+
+
+def test_other_languages_come_back_untouched_and_are_counted(typed, tmp_path):
+    german, table = "Du bist so ein Idiot, und das weißt du.", tmp_path / "in.txt"
+    found, _ = typed(standard=f"so it goes\n{german}\n{german}\n")
+    assert found.stdout.splitlines()[1:] == [german, german]
+    assert found.stderr == "companion: not English, left as they were: 2 German.\n"
+    found, _ = typed("so it goes, my friend")
+    assert found.stderr == ""
+    table.write_text(f"{german}\nso it goes\n", encoding="utf-8")
+    found, _ = typed("--file", str(table), "--output", str(tmp_path / "out.txt"))
+    assert (tmp_path / "out.txt").read_text(encoding="utf-8").splitlines()[0] == german
+    assert found.stderr.endswith("companion: not English, left as they were: 1 German.\n")
 
 
 def test_options_reach_the_rewriter(typed, tmp_path):

@@ -11,7 +11,8 @@ import queue
 import re
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -27,7 +28,7 @@ from companion.lm import tokens
 from companion.marco import records
 from companion.marco.evaluation.quality import Similarity
 from companion.marco.records import Format, Record
-from companion.marco.rewriting import documents
+from companion.marco.rewriting import documents, languages
 from companion.marco.rewriting.documents import Document
 from companion.marco.rewriting.rewriter import Rewriter
 from companion.toxicity import Scorer
@@ -54,8 +55,9 @@ class Measures:
 class Job:
     """How records are rewritten and written.
 
-    ``gate`` says which texts are left as they are, by a scorer and the score from which a text is rewritten;
-    with ``measures`` each record is written as a JSON object that has all of it.
+    Texts in other languages than English are left as they are. ``gate`` says which others are, by a scorer
+    and the score from which a text is rewritten; with ``measures`` each record is written as a JSON object
+    that has all of it.
     """
 
     rewriter: Rewriter
@@ -66,14 +68,14 @@ class Job:
     def __call__(self, some: Sequence[Record]) -> list[Rendered]:
         """Rewrite some records and render them."""
         texts = [record.text for record in some]
-        toxic = np.ones(len(texts), dtype=bool)
+        chosen = np.array([languages.other_language(text) is None for text in texts], dtype=bool)
         if self.gate:
             scorer, least = self.gate
-            toxic = np.asarray(scorer(texts)) >= least
-        new = iter(documents.rewrite(self.rewriter, list(itertools.compress(texts, toxic))))
+            chosen &= np.asarray(scorer(texts)) >= least
+        new = iter(documents.rewrite(self.rewriter, list(itertools.compress(texts, chosen))))
         made = [
             next(new) if rewrite else Document(text, text, [])
-            for text, rewrite in zip(texts, toxic, strict=True)
+            for text, rewrite in zip(texts, chosen, strict=True)
         ]
         return list(zip(some, made, self._rendered(some, made), strict=True))
 
@@ -91,6 +93,7 @@ class Job:
                     "id": record.fields.get("id", record.number),
                     "text": document.original,
                     "rewritten": document.text,
+                    "other_language": languages.other_language(document.original),
                     "changed": document.text != document.original,
                     "masked": document.masked,
                     "words": [
@@ -209,6 +212,15 @@ def _done(partial: Path, key: str) -> list[str]:
     whole = partial.read_text(encoding="utf-8")
     rows = whole[: whole.rfind("\n") + 1].splitlines()
     return [json.loads(row) for row in rows[1:]] if rows[:1] == [json.dumps(key)] else []
+
+
+def left_alone(texts: Iterable[str]) -> str | None:
+    """A sentence that says how many texts are in which other languages, if any."""
+    found = Counter(filter(None, map(languages.other_language, texts)))
+    if not found:
+        return None
+    listed = ", ".join(f"{n} {name}" for name, n in found.most_common())
+    return f"not English, left as they were: {listed}."
 
 
 def key_of(every: Sequence[Record], rewriter: Rewriter, **about: Any) -> str:
