@@ -8,7 +8,7 @@ from html.parser import HTMLParser
 
 import pytest
 
-from companion.book.widgets import blanks, element, explorer
+from companion.book.widgets import blanks, element, explorer, ratings
 
 HOSTILE = (
     "</script><script>alert(1)</script>",
@@ -44,7 +44,7 @@ class Page(HTMLParser):
         return next(json.loads(script) for script in self.scripts if script.startswith("{"))
 
 
-TEMPLATES = {"neurons": explorer.TEMPLATE, "blanks": blanks.TEMPLATE}
+TEMPLATES = {"neurons": explorer.TEMPLATE, "blanks": blanks.TEMPLATE, "ratings": ratings.TEMPLATE}
 
 
 @pytest.fixture(params=TEMPLATES)
@@ -82,4 +82,4 @@ def test_self_contained_and_filled_in(html):
 def test_the_same_input_gives_the_same_text_and_others_another_id(html):
     assert html() == html()
     texts = [html(), html("other"), html(title="U")]
-    assert len({re.search(r'id="((?:neurons|blanks)-\w+)"', text)[1] for text in texts}) == 3
+    assert len({re.search(r'id="((?:neurons|blanks|ratings)-\w+)"', text)[1] for text in texts}) == 3
