@@ -18,7 +18,7 @@ from companion.marco.experts.loading import Experts
 from companion.marco.rewriting import masking, rewriter
 from companion.marco.rewriting.masking import Masking
 from companion.marco.rewriting.rewriter import Rewriter
-from companion.marco.rewriting.settings import Settings, alone
+from companion.marco.rewriting.settings import PUBLISHED, Settings, alone
 
 TEXTS = [
     "I am so fed up.",
@@ -159,6 +159,10 @@ def test_ablations_take_away_what_they_say(experts, monkeypatch):
     )
     monkeypatch.setattr(rewrites, "shuffled", lambda rewrites, seed: [r.masked for r in rewrites])
     assert variants(experts, ours, seed=0)["random masks"] == found["MaRCo"]
+    assert "published" not in found and found["cautious"] == rewrites.cautious(experts, ours)
+    assert found["cautious"] == [r.text for r in marco(experts, TEXTS, experts.cautious)]
+    in_print = marco(experts, TEXTS, PUBLISHED["microaggressions"])
+    assert variants(experts, ours, seed=0, published=True)["published"] == [r.text for r in in_print]
 
 
 def test_without_strength_the_anti_expert_is_not_missed(experts):

@@ -86,23 +86,32 @@ def methods(experts: Experts, instruct: LanguageModel, ours: Sequence[Rewrite]) 
     }
 
 
-def variants(experts: Experts, ours: Sequence[Rewrite], seed: int) -> dict[str, list[str]]:
+def variants(
+    experts: Experts, ours: Sequence[Rewrite], seed: int, published: bool = False
+) -> dict[str, list[str]]:
     """The originals, MaRCo's rewrites, and those of MaRCo with one part taken away or changed.
 
-    That is: no anti-expert, the expert only, as many masks on random words, the cautious threshold; and the
-    published way to mask and fill, with the same experts.
+    That is: no anti-expert, the expert only, as many masks on random words, the cautious threshold; and if
+    asked for, since it takes long, the ``published`` way to mask and fill, with the same experts.
     """
     texts, masked, settings = [r.original for r in ours], [r.masked for r in ours], experts.settings
-    fewer = [masking.choose(r.divergence, experts.cautious.masking) for r in ours]
-    return {
+    found = {
         "original": texts,
         "MaRCo": [r.text for r in ours],
         "no anti-expert": filled(experts, texts, masked, replace(settings, alpha_anti=0.0)),
         "expert only": filled(experts, texts, masked, alone(settings)),
         "random masks": filled(experts, texts, shuffled(ours, seed), settings),
-        "cautious": filled(experts, texts, fewer, experts.cautious),
-        "published": [r.text for r in marco(experts, texts, PUBLISHED["microaggressions"])],
+        "cautious": cautious(experts, ours),
     }
+    if published:
+        found["published"] = [r.text for r in marco(experts, texts, PUBLISHED["microaggressions"])]
+    return found
+
+
+def cautious(experts: Experts, ours: Sequence[Rewrite]) -> list[str]:
+    """What the cautious threshold makes of the sentences, whose words are scored already."""
+    fewer = [masking.choose(r.divergence, experts.cautious.masking) for r in ours]
+    return filled(experts, [r.original for r in ours], fewer, experts.cautious)
 
 
 def shuffled(rewrites: Sequence[Rewrite], seed: int) -> list[list[int]]:
