@@ -58,3 +58,4 @@ def test_a_chapter_asks_editions_where_it_cannot_tell(found):
     record.result("controls_drop", Estimate(0.0, -0.1, 0.05, 9), seed=0)
     scoreboard.conclude("dpo")
     assert record._texts["verdict_dpo"].startswith("**does not hold here** (")
+    assert record._texts["verdict_dpo"].endswith("; in the edition of the profile *public* it **holds**")

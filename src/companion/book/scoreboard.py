@@ -73,11 +73,11 @@ def conclude(*ids: str) -> None:
 
 
 def _elsewhere(ruling: Ruling) -> str:
-    """What editions say where this run cannot tell."""
+    """What editions say that is not what this run says."""
     said = []
-    for name in editions.names() if ruling.verdict is Verdict.OPEN else []:
+    for name in editions.names():
         found = verdicts(editions.load(name)["results"]).get(ruling.claim.id)
-        if found not in (None, Verdict.OPEN):
+        if found not in (None, Verdict.OPEN, ruling.verdict):
             said.append(f"; in the edition of the profile *{name}* it **{found}**")
     return "".join(said)
 
