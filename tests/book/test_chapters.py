@@ -25,7 +25,7 @@ pytestmark = pytest.mark.timeout(1800)  # three runs of all chapters, on a slow 
 CHAPTERS = contents.chapters()
 SETS = ("_microaggressions", "_sbf", "_dynahate")  # sentences that the public profile alone has
 RUNS = {"llama": {"model": "tiny-llama"}, "gpt2": {"model": "tiny-gpt2"}}
-ONCE = {"setting", "experts", "marco", "evaluation"}  # not about neurons: with one of the models only
+ONCE = {"experts", "marco", "evaluation"}  # not about neurons: with one of the models only
 AGAIN = ["dpo", "ablation", "marco"]  # they draw and train, and begin with probe and experts
 
 
