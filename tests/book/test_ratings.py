@@ -9,7 +9,7 @@ from companion.book.widgets import ratings
 
 ORIGINALS = ["You fucking fool.", "You are kind.", "What a stupid idea!"]
 OURS = ["You good fool.", "You are kind.", "What a great idea!"]
-OTHERS = {"delete": ["You fool.", "You kind.", "What a great idea!"], "people": [*ORIGINALS]}
+OTHERS = {"delete": ["You fool.", "You kind.", "What  a great idea!"], "people": [*ORIGINALS]}
 
 
 def test_only_different_rewrites_are_compared():

@@ -20,7 +20,7 @@ NOTE = (
 def pairs(
     originals: Sequence[str], ours: Sequence[str], others: Mapping[str, Sequence[str]]
 ) -> list[dict[str, str]]:
-    """Each rewrite of ours that is not the original, beside those of other ways that are not the same text.
+    """Each rewrite of ours that is not the original, beside those of other ways that differ in more than space.
 
     Texts are censored (:func:`companion.book.censor.censored`).
     """
@@ -29,7 +29,7 @@ def pairs(
         | {"way": way}
         for way, texts in others.items()
         for original, own, text in zip(originals, ours, texts, strict=True)
-        if own != original and text != own
+        if own != original and text.split() != own.split()
     ]
 
 
