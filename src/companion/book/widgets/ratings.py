@@ -20,7 +20,7 @@ NOTE = (
 def pairs(
     originals: Sequence[str], ours: Sequence[str], others: Mapping[str, Sequence[str]]
 ) -> list[dict[str, str]]:
-    """Each rewrite of ours that is not the original, beside those of other ways that differ in more than space.
+    """Each rewrite of ours that is no original, beside those of other ways that differ in more than space.
 
     Texts are censored (:func:`companion.book.censor.censored`).
     """
