@@ -260,7 +260,7 @@ def rewrite(
     originals = []
     rows = command.stream(job, iter(every or arrived), len(every) if every else None)
     for number, (record, document, line) in enumerate(rows):
-        originals.append(document.original)
+        originals.append(record.text)
         if explain:
             console.print(command.explained(document), soft_wrap=True)
             continue
