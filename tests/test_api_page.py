@@ -10,7 +10,7 @@ import pytest
 from companion import paths
 
 PAGE = paths.project() / "pages" / "api.md"
-COMMANDS = {"cli", "make", "terminal", "doctor"}  # the command line has its own help
+COMMANDS = {"cli", "make", "terminal", "doctor", "rewrite_command"}  # the command line has its own help
 TEXT = PAGE.read_text(encoding="utf-8")
 EXAMPLES = re.findall(r"^\*\*(.+?)\*\*[^\n]*\n\n```pycon\n(.*?)```", TEXT, re.DOTALL | re.MULTILINE)
 

@@ -16,7 +16,7 @@ FLOORS = [
     {"metrics", "toxicity"},
     {"mechanism", "marco"},
     {"book", "doctor"},
-    {"cli", "make"},
+    {"cli", "make", "rewrite_command"},
 ]
 MARCO = [{"denoisers"}, {"rewriting"}, {"experts", "records"}, {"evaluation"}, {"command"}]
 

@@ -63,8 +63,8 @@ def verdicts(results: Results) -> dict[str, str]:
 def conclude(*ids: str) -> None:
     """Store ``verdict_{id}`` for a chapter's prose: what its contrasts say of claims, in a sentence.
 
-    Corrected for the contrasts of this chapter only; the scoreboard corrects for all. Where this run cannot
-    tell, the editions of other profiles are asked.
+    Corrected for the contrasts of this chapter only; the scoreboard corrects for all. What an edition, which
+    rests on more, says otherwise is said, too.
     """
     asked = [claim for claim in claims.load() if claim.id in ids]
     for ruling in claims.rulings(record.recorded(), asked):

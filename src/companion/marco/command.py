@@ -12,7 +12,7 @@ import re
 import sys
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -214,13 +214,10 @@ def _done(partial: Path, key: str) -> list[str]:
     return [json.loads(row) for row in rows[1:]] if rows[:1] == [json.dumps(key)] else []
 
 
-def left_alone(texts: Iterable[str]) -> str | None:
-    """A sentence that says how many texts are in which other languages, if any."""
-    found = Counter(filter(None, map(languages.other_language, texts)))
-    if not found:
-        return None
-    listed = ", ".join(f"{n} {name}" for name, n in found.most_common())
-    return f"not English, left as they were: {listed}."
+def left_alone(found: Counter[str | None]) -> str | None:
+    """A sentence that says how many texts were in which other languages, if any (None: English)."""
+    others = [f"{n} {name}" for name, n in found.most_common() if name]
+    return f"not English, left as they were: {', '.join(others)}." if others else None
 
 
 def key_of(every: Sequence[Record], rewriter: Rewriter, **about: Any) -> str:
