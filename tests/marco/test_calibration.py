@@ -27,7 +27,7 @@ def verdict(toxicity, similarity, loss, base_loss) -> Verdict:
 @pytest.fixture(autouse=True)
 def few_resamples(monkeypatch):
     """Enough for what these tests say; the interval itself is tested in tests/metrics."""
-    monkeypatch.setattr(estimates, "bootstrap", partial(estimates.bootstrap, resamples=200))
+    monkeypatch.setattr(estimates, "bootstrap", partial(estimates.bootstrap, resamples=60))
 
 
 @pytest.fixture

@@ -14,8 +14,10 @@ from hypothesis import strategies as st
 from scipy.stats import spearmanr
 from sklearn.metrics import roc_auc_score
 
-from companion.lm import tokens
+from companion.lm import models, tokens
 from companion.metrics import estimates, perplexity, text
+
+TEXT = "one two three four five six seven\n\neight nine"
 
 # --- intervals
 
@@ -204,6 +206,15 @@ def test_windows_cut_everything_once(tiny_llama, width, texts):
     assert all(len(w) == width for w in cut[:-1])
     assert all(2 <= len(w) <= width for w in cut)
     assert perplexity.windows(lm, texts, width, limit=2) == cut[:2]
+
+
+def test_every_window_begins_as_the_tokenizer_begins_a_text():
+    """Gemma is lost without its first token: a perplexity of 376 in place of some 40."""
+    lm = models.load(models.JUDGE)
+    cut = perplexity.windows(lm, ["one two three four five six seven", "eight nine"], 6)
+    begin, whole = tokens.encode(lm.tokenizer, [""])[0], tokens.encode(lm.tokenizer, [TEXT])[0]
+    assert len(begin) == 1 and all(w[:1] == begin for w in cut)
+    assert [i for w in cut for i in w[1:]] == whole[1:]
 
 
 # --- text

@@ -70,6 +70,12 @@ def encode(
     return [_cut(ids, added, max_tokens) or [tokenizer.eos_token_id] for ids, added in rows]
 
 
+def bare(tokenizer: PreTrainedTokenizerBase, texts: Iterable[str]) -> list[list[int]]:
+    """The ids of each text without what a tokenizer puts around one: of completions and of single words."""
+    texts = checked(texts)
+    return tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"] if texts else []
+
+
 def decode(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
     """The text of one row of ids, without special tokens."""
     text = tokenizer.decode(list(ids), skip_special_tokens=True)

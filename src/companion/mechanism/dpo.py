@@ -108,8 +108,7 @@ def encode_pairs(
 ) -> list[Triple]:
     """Tokenise each part by itself. No end-of-text is added: the completions were cut, not ended."""
     prompts = tokens.encode(tokenizer, [p.prompt for p in pairs], max_prompt)
-    written = [tokens.checked([getattr(p, side) for p in pairs]) for side in ("chosen", "rejected")]
-    sides = [tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else [] for texts in written]
+    sides = [tokens.bare(tokenizer, [getattr(p, side) for p in pairs]) for side in ("chosen", "rejected")]
     return [Triple(p, c[:max_new], r[:max_new]) for p, c, r in zip(prompts, *sides, strict=True)]
 
 

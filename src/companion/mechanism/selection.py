@@ -114,7 +114,7 @@ def embedding_direction(study: Study) -> Float[Tensor, "d_model"]:
     """EMNLP version, without a probe: mean unembedding of five swear words minus that of five friendly."""
 
     def mean(words: tuple[str, ...]) -> Tensor:
-        rows = [unembedding[ids].mean(0) for ids in tokens.encode(study.base.lm.tokenizer, words)]
+        rows = [unembedding[ids].mean(0) for ids in tokens.bare(study.base.lm.tokenizer, words)]
         return torch.stack(rows).mean(0)
 
     unembedding = study.base.lm.model.get_output_embeddings().get_parameter("weight").detach().float().cpu()

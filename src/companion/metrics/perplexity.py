@@ -38,9 +38,15 @@ def cross_entropy(
 
 
 def windows(lm: LanguageModel, texts: Iterable[str], width: int, limit: int | None = None) -> list[list[int]]:
-    """Cut texts, joined by blank lines, into windows of ``width`` tokens side by side (Lee et al., 2024)."""
+    """Cut texts, joined by blank lines, into windows of ``width`` tokens side by side (Lee et al., 2024).
+
+    A token that the tokenizer puts before every text (Gemma's, Llama's) begins each window: without it such
+    models are lost. GPT-2's and SmolLM2's have none.
+    """
     ids = tokens.encode(lm.tokenizer, ["\n\n".join(tokens.checked(texts))])[0]
-    cut = [ids[i : i + width] for i in range(0, len(ids) - 1, width)]
+    begin = ids[:1] if ids[0] == lm.tokenizer.bos_token_id else []
+    rest, step = ids[len(begin) :], width - len(begin)
+    cut = [begin + rest[i : i + step] for i in range(0, len(rest), step)]
     return [w for w in cut if len(w) > 1][:limit]
 
 
