@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 from test_element import HOSTILE, Page
 
+from companion.book import plots
 from companion.book.widgets import explorer
 
 
@@ -77,14 +78,14 @@ def test_groups_can_be_told_apart_with_and_without_colour():
             @ [0.2126, 0.7152, 0.0722]
         )
 
-    for colour in explorer.COLOURS.values():
+    for colour in plots.GROUPS.values():
         assert all(
             max(a, b) >= 3 * min(a, b)
             for a, b in (
                 (luminance(colour) + 0.05, luminance(page) + 0.05) for page in ("#ffffff", "#121212")
             )
         )
-    assert len(set(explorer.COLOURS.values())) == len(set(explorer.SHAPES.values())) == 4
+    assert len(set(plots.GROUPS.values())) == len(set(explorer.SHAPES.values())) == 4
     buttons = [
         attributes for tag, attributes in show(table()).tags if tag == "button" and "data-group" in attributes
     ]

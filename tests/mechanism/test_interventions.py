@@ -19,6 +19,7 @@ from companion.lm.generation import generate
 from companion.lm.models import LanguageModel
 from companion.mechanism.interventions import (
     AblateValues,
+    OpenGates,
     Patch,
     Positions,
     RescaleKeys,
@@ -159,6 +160,25 @@ def test_rescaled_keys_are_scaled_weights(it, lively_lm, prompts, factor):
     (made, sums), (expected, other) = it.generated(prompts, keys), scaled.generated(prompts)
     assert torch.equal(made.ids, expected.ids)
     assert_close(sums.total, other.total)
+
+
+def test_open_gates_let_the_linear_branch_through(it, prompts):
+    """In GPT-2, which has no gates, they are refused."""
+    gates = OpenGates(it.some())
+    if not it.view.cfg.gated_mlp:
+        with pytest.raises(CompanionError, match="have no gates"):
+            it.logits(gates)
+        return
+    post, linear = [], []
+    hooks = [
+        ("blocks.1.mlp.hook_post", lambda x, hook: post.append(x)),
+        ("blocks.1.mlp.hook_pre_linear", lambda x, hook: linear.append(x)),
+    ]
+    with it.view.hooks(fwd_hooks=hooks):
+        it.logits(gates)
+    opened = it.some()[1]
+    assert torch.allclose(post[0][..., opened], linear[0][..., opened], atol=1e-6)
+    assert not torch.allclose(post[0][..., ~opened], linear[0][..., ~opened], atol=1e-2)
 
 
 def test_patched_activations_take_their_values(it, prompts):

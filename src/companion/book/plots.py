@@ -17,6 +17,8 @@ from companion.metrics.estimates import Estimate
 # Mid-tones with a contrast of at least 3:1 against white and against the book's dark grey.
 BASE, DPO, CONTROL, ACCENT = "#7f7f7f", "#2f8fd0", "#c9862b", "#c2527b"
 INK = "#808080"
+# Of the four groups of neurons, everywhere: warm colours are toxic, cold ones anti-toxic.
+GROUPS = {"TP": ACCENT, "TN": CONTROL, "AP": DPO, "AN": "#2a9d6f"}
 
 
 def style() -> None:

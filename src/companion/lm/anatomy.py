@@ -58,6 +58,11 @@ def neuron_sites(lm: LanguageModel) -> dict[str, nn.Module]:
     }
 
 
+def is_gated(lm: LanguageModel) -> bool:
+    """Whether a neuron's activation is a gate times a linear branch: in all families but GPT-2."""
+    return not _is_gpt2(lm)
+
+
 def attention_sites(lm: LanguageModel) -> dict[str, nn.Module]:
     """Return, by TransformerLens name, the module whose *input* is the values of a layer's heads.
 
@@ -148,9 +153,13 @@ def _unwrap(module: nn.Module, keep: str = "") -> None:
             _unwrap(own)
 
 
+def final_norm(lm: LanguageModel) -> nn.Module:
+    """The norm before the unembedding."""
+    decoder = lm.model.get_decoder()
+    return decoder.ln_f if _is_gpt2(lm) else decoder.norm
+
+
 def final_norm_gain(lm: LanguageModel) -> Float[Tensor, "d_model"]:
     """Gain of the norm before the unembedding; Gemma stores it as its difference from 1."""
-    decoder, kind = lm.model.get_decoder(), lm.model.config.model_type
-    if _is_gpt2(lm):
-        return decoder.ln_f.weight
-    return decoder.norm.weight + 1 if kind.startswith("gemma") else decoder.norm.weight
+    gain = final_norm(lm).get_parameter("weight")
+    return gain + 1 if lm.model.config.model_type.startswith("gemma") else gain

@@ -128,6 +128,26 @@ class RescaleKeys:
 
 
 @dataclass(frozen=True)
+class OpenGates:
+    """Set the gates σ(W₁x) of some neurons to 1: the linear branch passes as it is (Lee et al., table 5)."""
+
+    neurons: Bool[Tensor, "*draw layer d_mlp"]
+
+    def edits(self, model: TransformerBridge) -> dict[str, Edit]:
+        _require(model.cfg.gated_mlp, "its MLPs have no gates")
+
+        def edit(layer: int, chosen: Callable[[], Tensor]) -> Edit:
+            opened = _where_one(model.blocks[layer].mlp.original_component.act_fn)
+            return lambda x: x.masked_fill(chosen(), opened)
+
+        return _by_layer(model, self.neurons, "hook_pre", edit)
+
+    @property
+    def fingerprint(self) -> str:
+        return _digest("gates", self.neurons)
+
+
+@dataclass(frozen=True)
 class Patch:
     """Set the activations of some neurons to values, the same everywhere (Yang et al., section 3)."""
 
@@ -244,6 +264,15 @@ def _of_rows(given: Shaped[Tensor, "*draw n"]) -> Callable[[], Tensor]:
         return given[items.to(given.device) % len(given)][:, None]  # row 1 n
 
     return (lambda: given) if given.ndim == 1 else drawn
+
+
+def _where_one(gate: Callable[[Tensor], Tensor]) -> float:
+    """Where a rising gate (SiLU, GELU) is 1, by bisection."""
+    low, high = 0.0, 4.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if gate(torch.tensor(middle).double()) < 1 else (low, middle)
+    return low
 
 
 def _require(fits: bool, sentence: str) -> None:

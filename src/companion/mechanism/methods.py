@@ -7,21 +7,23 @@ trials that verdicts and text rest on, and leaves out further sizes, factors and
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 from transformer_lens import TransformerBridge
 
 from companion import store
-from companion.lm import recording
+from companion.lm import anatomy, recording
 from companion.lm.models import LanguageModel
 from companion.mechanism.interventions import (
     AblateValues,
     Intervention,
+    OpenGates,
     Patch,
     Positions,
     RescaleKeys,
@@ -47,7 +49,7 @@ from companion.metrics import perplexity
 from companion.profiles import Profile
 
 SIZES = (100, 200, 1000, 2000)  # numbers of toxic value vectors that Yang et al. (2024) ablate
-FACTORS = (2, 5, 10)  # by which they scale toxic keys
+FACTORS = (2, 3, 5, 10)  # by which they, and Lee et al. (3, in a gated model), scale toxic keys
 NEEDED_SIZES, NEEDED_FACTORS = (200, 2000), (10,)  # what verdicts and text rest on
 NEEDED_SETS = ("dampened", "all_down", "all")  # of those that are patched
 # Kinds of value vectors to ablate: label here, label in Yang et al. (2024), and the sizes published there.
@@ -200,21 +202,33 @@ def shifts(study: Study) -> list[Trial]:
 
 
 def unalignments(study: Study) -> list[Trial]:
-    """The DPO model with the keys of the 7 most toxic neurons scaled up, and with those of 7 random ones."""
-    toxic = top(study.cosine, 7)
+    """The DPO model with the keys of the 7 most toxic neurons scaled up, and with those of 7 random ones.
+
+    Complete profiles open the gates of a gated model, too (Lee et al., table 5; W₂ × 3 is keys × 3).
+    """
+    toxic, complete = top(study.cosine, 7), study.profile.complete
     random = matched(study, toxic, study.profile.control_draws)
-
-    def scaled(
-        key: str, label: str, chosen: Bool[Tensor, "*draw layer d_mlp"], factor: int, of: tuple[str, ...] = ()
-    ) -> Trial:
-        given, label = (RescaleKeys(chosen, float(factor)),), f"DPO, 7 {label} keys × {factor}"
-        row = None if of else (f"DPO, 7 toxic keys x{factor}", "yang2024v1")
-        return Trial(f"{key}_{factor}", label, "keys", given, on_tuned=True, control_of=of, published=row)
-
-    factors = [factor for factor in FACTORS if study.profile.complete or factor in NEEDED_FACTORS]
+    done: dict[str, tuple[str, Callable[[Neurons], Intervention]]] = {
+        f"_{factor}": (f"keys × {factor}", partial(RescaleKeys, factor=float(factor)))
+        for factor in FACTORS
+        if complete or factor in NEEDED_FACTORS
+    }
+    if complete and anatomy.is_gated(study.tuned.lm):
+        done["_open"] = "gates opened", OpenGates
+    published = {f"_{factor}": (f"DPO, 7 toxic keys x{factor}", "yang2024v1") for factor in (2, 5, 10)}
+    sets = (("keys", "toxic", toxic), ("keys_random", "random", random))
     return [
-        *(scaled("keys", "toxic", toxic, factor) for factor in factors),
-        *(scaled("keys_random", "random", random, factor, (f"keys_{factor}",)) for factor in factors),
+        Trial(
+            f"{key}{suffix}",
+            f"DPO, 7 {name} {label}",
+            "keys",
+            (do(chosen),),
+            on_tuned=True,
+            control_of=(f"keys{suffix}",) if chosen is random else (),
+            published=published.get(suffix) if chosen is toxic else None,
+        )
+        for key, name, chosen in sets
+        for suffix, (label, do) in done.items()
     ]
 
 

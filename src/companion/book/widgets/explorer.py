@@ -19,10 +19,8 @@ COLUMNS = (
     *("reduction", "low", "high", "group", "role", "tokens"),
 )
 
-# Sign of the cosine with the toxic direction, and of the mean activation m before the change. Warm colours
-# are toxic, cold ones anti-toxic.
+# Sign of the cosine with the toxic direction, and of the mean activation m before the change.
 GROUPS = {"TP": "cos > 0, m ≥ 0", "TN": "cos > 0, m < 0", "AP": "cos ≤ 0, m ≥ 0", "AN": "cos ≤ 0, m < 0"}
-COLOURS = {"TP": plots.ACCENT, "TN": plots.CONTROL, "AP": plots.DPO, "AN": "#2a9d6f"}
 
 # A second channel beside colour: SVG paths around the origin, within a radius of about 1.
 SHAPES = {
@@ -87,6 +85,6 @@ def _legend() -> str:
         "<b>{name}</b><span></span><small>{meaning}</small></button>"
     )
     return "".join(
-        button.format(name=name, colour=COLOURS[name], path=SHAPES[name], meaning=escape(meaning))
+        button.format(name=name, colour=plots.GROUPS[name], path=SHAPES[name], meaning=escape(meaning))
         for name, meaning in GROUPS.items()
     )
