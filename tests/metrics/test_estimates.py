@@ -32,6 +32,19 @@ def test_interval_of_a_mean_covers():
     )  # nominal .95; percentile intervals of 60 skewed numbers are a little short
 
 
+def test_of_swapped_pairs_nothing_is_left():
+    """The pairs are the same, and an effect in all of them passes no oftener than chance allows."""
+    generator, passed = np.random.default_rng(3), 0
+    for seed in range(200):
+        one = generator.normal(size=50)
+        other = one - generator.normal(0.5, 0.5, size=50)
+        a, b = estimates.swapped(one, other, seed)
+        assert np.array_equal(np.sort([a, b], axis=0), np.sort([one, other], axis=0))
+        passed += estimates.mean(a - b, seed).low > 0
+        assert estimates.mean(one - other, seed).low > 0
+    assert passed <= 12  # 2.5 % of 200 are 5
+
+
 def test_interval_of_a_ratio_covers():
     generator, hits, draws = np.random.default_rng(1), 0, 200
     for i in range(draws):

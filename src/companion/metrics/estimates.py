@@ -76,6 +76,16 @@ def relative_drop(before: ArrayLike, after: ArrayLike, seed: int = 0) -> Estimat
     return ratio(np.asarray(before) - np.asarray(after), before, seed)
 
 
+def swapped(one: ArrayLike, other: ArrayLike, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Two sides of a paired comparison, of which each pair has changed places with a chance of one half.
+
+    What a comparison of them shows is there if nothing is: a null with the same pairs and the same spread.
+    """
+    one, other = np.asarray(one, dtype=np.float64), np.asarray(other, dtype=np.float64)
+    stays = np.random.default_rng([seed, len(one)]).random(len(one)) < 0.5
+    return np.where(stays, one, other), np.where(stays, other, one)
+
+
 def beyond(one: Estimate, others: Sequence[float]) -> Estimate:
     """A run's value minus the mean of other runs, with the luck of a run in the interval; n counts runs.
 
