@@ -51,7 +51,7 @@ def test_what_follows_people_is_found(rated):
     for of in ("all", *SYSTEMS):
         assert style[of]["value"] == pytest.approx(1) and style[of]["n"] == SENTENCES
         assert found["parts"]["fluency"]["perplexity / original"][of]["value"] == pytest.approx(1)
-        assert meaning[of]["low"] < 0 < meaning[of]["high"]
+        assert -0.6 < meaning[of]["low"] < meaning[of]["high"] < 0.6  # of 60 sentences at random: ± .25
     followed = {name: by_half["chosen on"] for name, by_half in found["joints"].items()}
     assert found["chosen"] == calibration.chosen(followed) and set(found["joints"]) == set(calibration.JOINTS)
 

@@ -288,3 +288,17 @@ def test_beyond_covers_the_truth_with_the_luck_of_runs(effect):
 def test_beyond_needs_a_spread():
     with pytest.raises(ValueError, match="two other runs"):
         estimates.beyond(estimates.Estimate(1.0, 0.0, 2.0, 9), [0.5])
+
+
+@pytest.mark.parametrize(
+    ("said", "twice"),
+    [
+        ("", False),
+        ("the end of it, the end of that", False),
+        ("The end of it, the end of it", True),
+        ("la la la la", False),
+        ("la la la la la", True),
+    ],
+)
+def test_runs_of_words_that_are_said_twice(said, twice):
+    assert text.says_again(said) is twice

@@ -27,6 +27,13 @@ def repetition(ids: Sequence[int], n: int = 2) -> float:
     return 1 - len(set(grams)) / len(grams) if grams else 0.0
 
 
+def says_again(text: str, n: int = 4) -> bool:
+    """Whether a text has a run of n words twice."""
+    words = word_list(text)
+    runs = [tuple(words[i : i + n]) for i in range(len(words) - n + 1)]
+    return len(set(runs)) < len(runs)
+
+
 def continuation_ids(ids: Tensor, mask: Tensor) -> list[list[int]]:
     """Rows of generated ids without what follows the end."""
     return [row[kept].tolist() for row, kept in zip(ids, mask, strict=True)]

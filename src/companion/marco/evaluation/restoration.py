@@ -116,15 +116,18 @@ def losses(
 
 
 @torch.inference_mode()
-def write(model: Denoiser, sources: Sequence[list[int]], sentences: Sequence[Sentence]) -> list[list[int]]:
-    """What the base model writes, greedily and anchored, given each source."""
-    written: list[list[int]] = [[] for _ in sources]
+def write(
+    model: Denoiser, sources: Sequence[list[int]], sentences: Sequence[Sentence]
+) -> list[list[list[int]]]:
+    """What the base model says at each blank, writing greedily and anchored, given each source."""
+    said: list[list[list[int]]] = [[] for _ in sources]
     for rows in tokens.by_length(sources, TARGETS):
         scripts = [Script(sources[i], sentences[i], model, anchored=True) for i in rows]
         base = Reader(BASE, 1.0, [sources[i] for i in rows])
-        for i, ids in zip(rows, rewriter.write(model, scripts, [base]), strict=True):
-            written[i] = ids
-    return written
+        rewriter.write(model, scripts, [base])
+        for i, script in zip(rows, scripts, strict=True):
+            said[i] = script.answers
+    return said
 
 
 @torch.inference_mode()
@@ -149,19 +152,6 @@ def copies(model: Denoiser, sentences: Sequence[Sentence]) -> list[bool]:
             copied[i] &= token == likeliest
         done += len(logits)
     return copied
-
-
-def fills(written: Sequence[int], source: Sequence[int], mask_id: int, end_id: int) -> list[list[int]]:
-    """What an anchored text says at each blank: everything before the next fixed token, or before the end."""
-    whole, at, answers = [*written, end_id], 0, []
-    for token, following in zip(source, [*source[1:], end_id], strict=True):
-        if token != mask_id:
-            at += 1
-        elif following != mask_id:
-            stop = whole.index(following, at)
-            answers.append(whole[at:stop])
-            at = stop
-    return answers
 
 
 @dataclass(frozen=True)
@@ -193,11 +183,8 @@ def measure(experts: Experts, texts: Sequence[str], seed: int) -> Restored:
     sentences, sources, hidden = (list(column) for column in zip(*masked, strict=True))
     intact = [sentence.ids for sentence in sentences]
     copied = kept(experts, texts, "copies", lambda: copies(model, sentences))
-    written = kept(experts, texts, f"spans {seed}", lambda: write(model, sources, sentences))
+    answers = kept(experts, texts, f"spans {seed}", lambda: write(model, sources, sentences))
     loss = kept(experts, texts, f"losses {seed}", lambda: losses(model, sources, intact).tolist())
-    answers = [
-        fills(ids, source, model.mask_id, model.end_id) for ids, source in zip(written, sources, strict=True)
-    ]
     return Restored(
         loss={role: np.array(row) for role, row in zip(ROLES, loss, strict=True)},
         copied=np.array(copied, dtype=float),
