@@ -35,10 +35,14 @@ class Sums:
         """Mean activation over all tokens, in fp64."""
         return self.weighted(torch.ones(len(self.count)))
 
-    def weighted(self, weight: Float[Tensor, "block"]) -> Float[Tensor, "layer d_mlp"]:
-        """Mean over tokens, each block counted ``weight`` times (0, 1 pick blocks, counts resample them)."""
+    def weighted(self, weight: Float[Tensor, "*draw block"]) -> Float[Tensor, "*draw layer d_mlp"]:
+        """Mean over tokens, each block counted ``weight`` times (0, 1 pick blocks, counts resample them).
+
+        Several draws of weights together read the sums once.
+        """
         weight = weight.double()
-        return torch.einsum("b,bln->ln", weight, self.total) / (weight @ self.count.double())
+        n = weight @ self.count.double()
+        return torch.tensordot(weight, self.total, dims=1) / n[..., None, None]
 
 
 def blocks_of(n_prompts: int) -> Int[Tensor, "prompts"]:

@@ -8,7 +8,7 @@ Yang et al. (2024), section 5. The two sides of a comparison are :class:`compani
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -22,6 +22,8 @@ from companion.mechanism.neurons import Group, Role, Side, groups, parts, roles
 from companion.metrics.estimates import INTERVAL, Estimate
 
 HALVES, DRAWN_HALVES = 20, 2  # random ways to cut the prompts in two; of each bootstrap sample
+TOGETHER = 16  # of them, whose means are taken in one pass over the sums
+Means = Sequence[Tensor]  # mean activations, layer d_mlp, of each side
 
 
 def account(
@@ -115,19 +117,13 @@ def split_half(
 
     Free of regression to the mean: chance cannot choose a neuron and count it, too.
     """
+    u, v = before.projected, after.projected
 
-    return _over_halves(
-        lambda *halves: _crossed(before, after, cosine, *halves), before.sums, seed, resamples
-    )
+    def once(first: Means, second: Means) -> dict[str, float]:
+        chosen = groups(cosine, first[0]), first[0] * u - first[1] * v > 0
+        return account(second[0] * u - second[1] * v, *chosen)
 
-
-def _crossed(
-    before: Side, after: Side, cosine: Float[Tensor, "layer d_mlp"], first: Tensor, second: Tensor
-) -> dict[str, float]:
-    """The account of the second half's prompts, groups and directions settled on the first half's."""
-    base = before.sums.weighted(first)
-    chosen = groups(cosine, base), base * before.projected - after.part(first) > 0
-    return account(before.part(second) - after.part(second), *chosen)
+    return _over_halves(once, (before.sums, after.sums), seed, resamples)
 
 
 def beyond_other_prompts(
@@ -138,14 +134,14 @@ def beyond_other_prompts(
     Both begin with ``before`` on the same half of the prompts, so that the same groups lose by the same luck.
     What is left is not regression to the mean.
     """
+    u, v = before.projected, after.projected
 
-    def once(first: Tensor, second: Tensor) -> dict[str, float]:
-        base = before.sums.weighted(first)
-        group, part = groups(cosine, base), base * before.projected
-        found, null = (account(part - p, group) for p in (after.part(first), before.part(second)))
+    def once(first: Means, second: Means) -> dict[str, float]:
+        group, part = groups(cosine, first[0]), first[0] * u
+        found, null = (account(part - other, group) for other in (first[1] * v, second[0] * u))
         return {name: value - null[name] for name, value in found.items()}
 
-    return _over_halves(once, before.sums, seed, resamples)
+    return _over_halves(once, (before.sums, after.sums), seed, resamples)
 
 
 def other_prompts(
@@ -153,34 +149,45 @@ def other_prompts(
 ) -> dict[str, Estimate]:
     """The null: :func:`account` of one model on one half of the prompts against itself on the other half."""
 
-    def once(first: Tensor, second: Tensor) -> dict[str, float]:
-        return account(side.part(first) - side.part(second), groups(cosine, side.sums.weighted(first)))
+    def once(first: Means, second: Means) -> dict[str, float]:
+        return account((first[0] - second[0]) * side.projected, groups(cosine, first[0]))
 
-    return _over_halves(once, side.sums, seed, resamples)
+    return _over_halves(once, (side.sums,), seed, resamples)
 
 
 def _over_halves(
-    once: Callable[[Tensor, Tensor], dict[str, float]], sums: Sums, seed: int, resamples: int
+    once: Callable[[Means, Means], dict[str, float]], sides: Sequence[Sums], seed: int, resamples: int
 ) -> dict[str, Estimate]:
     """Mean of a statistic of two halves over random halves, each taken both ways; blocks are drawn anew.
 
-    A block that is drawn twice stays in its half: halves share nothing, in the data and when drawn.
+    ``once`` is given the mean activations of every side on either half. A block that is drawn twice stays in
+    its half: halves share nothing, in the data and when drawn.
     """
-    generator, n = torch.Generator().manual_seed(seed), len(sums.count)
-
-    def over(halves: int, weight: Tensor) -> dict[str, float]:
-        firsts = [_half(weight, generator) for _ in range(halves)]
-        both = [
-            once(*pair) for first in firsts for pair in ((first, weight - first), (weight - first, first))
-        ]
-        return {name: float(np.mean([one[name] for one in both])) for name in both[0]}
+    generator, n = torch.Generator().manual_seed(seed), len(sides[0].count)
 
     def drawn() -> Tensor:
         weight = _resample(torch.ones(n), generator)
         return weight if (weight > 0).sum() > 1 else drawn()  # one block has no halves
 
-    value = over(HALVES, torch.ones(n, dtype=torch.float64))
-    return _estimates(value, [over(DRAWN_HALVES, drawn()) for _ in range(resamples)], n)
+    def halved(weight: Tensor, times: int) -> list[tuple[Tensor, Tensor]]:
+        firsts = (_half(weight, generator) for _ in range(times))
+        return [(first, weight - first) for first in firsts]
+
+    pairs = halved(torch.ones(n).double(), HALVES)
+    pairs += [pair for _ in range(resamples) for pair in halved(drawn(), DRAWN_HALVES)]
+    found: list[dict[str, float]] = []
+    for start in range(0, len(pairs), TOGETHER):
+        weights = (torch.stack(half) for half in zip(*pairs[start : start + TOGETHER], strict=True))
+        first, second = ([sums.weighted(weight) for sums in sides] for weight in weights)
+        for one, other in zip(zip(*first, strict=True), zip(*second, strict=True), strict=True):
+            both = once(one, other), once(other, one)
+            found.append({name: (both[0][name] + both[1][name]) / 2 for name in both[0]})
+
+    def mean(some: list[dict[str, float]]) -> dict[str, float]:
+        return {name: float(np.mean([one[name] for one in some])) for name in some[0]}
+
+    of_draws = range(HALVES, len(found), DRAWN_HALVES)
+    return _estimates(mean(found[:HALVES]), [mean(found[i : i + DRAWN_HALVES]) for i in of_draws], n)
 
 
 def _half(weight: Float[Tensor, "block"], generator: torch.Generator) -> Float[Tensor, "block"]:
