@@ -122,16 +122,25 @@ def test_the_landing_page_has_every_claim_in_order():
     for row, claim in zip(rows, claims.load(), strict=True):
         published, verdict = claim.published or "—", claim.id.replace("-", "_")
         place = f"{{cite:t}}`{claim.source}`, {claim.place}"
-        assert row == f"| {claim.quote} | {place} | {published} | **{{{{scoreboard_{verdict}}}}}** |"
+        elsewhere = " | ".join(f"{{{{scoreboard_{name}_{verdict}}}}}" for name in editions.names())
+        here = f"**{{{{scoreboard_{verdict}}}}}** | {elsewhere}"
+        assert row == f"| {claim.quote} | {place} | {published} | {here} |"
+
+
+# In Gemma, random directions share more beyond their null than the toxic one does: no verdict (README).
+PASSED = {("gemma", "share"): {"controls_share_beyond_null_random"}}
 
 
 @pytest.mark.parametrize("edition", editions.names())
 def test_rules_fail_on_their_nulls(edition):
-    """Where nothing is there, no edition may say that a claim holds."""
+    """Where nothing is there, no edition may say that a claim holds; a null that passes takes the verdict."""
     results = editions.load(edition)["results"]
+    said = {ruling.claim.id: ruling.verdict for ruling in rulings(results)}
     for claim in claims.load():
-        for null in set(claim.nulls) & set(results):
-            assert rule(results[null], claim.zero, claim.least) is not Verdict.HOLDS, (claim.id, null)
+        nulls = set(claim.nulls) & set(results)
+        passed = {null for null in nulls if rule(results[null], claim.zero, claim.least) is Verdict.HOLDS}
+        assert passed == PASSED.get((edition, claim.id), set()), claim.id
+        assert not passed or said[claim.id] is Verdict.OPEN
         if claim.result in results:
             assert set(claim.nulls) <= set(results), claim.id
         assert claim.nulls or claim.chapter == "evaluation", claim.id
