@@ -13,7 +13,6 @@ against other words that it wrote in the same texts.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -27,8 +26,6 @@ from companion.lm.models import LanguageModel
 from companion.metrics import estimates
 from companion.metrics.estimates import Estimate
 
-NOTHING = Estimate(math.nan, math.nan, math.nan, 0)  # of no token at all
-
 
 @dataclass(frozen=True)
 class Seen:
@@ -40,14 +37,14 @@ class Seen:
     def by_layer(self, seed: int = 0) -> list[Estimate]:
         """Mean over tokens behind each layer; intervals resample texts."""
         if not len(self.count):
-            return [NOTHING] * self.total.shape[1]
+            return [estimates.NOTHING] * self.total.shape[1]
         return [estimates.ratio(of.numpy(), self.count.numpy(), seed) for of in self.total.T]
 
 
 def fall(before: Seen, after: Seen, layer: int = -1, seed: int = 0) -> Estimate:
     """By what share of itself the mean probability behind a layer falls; texts are paired."""
     if not len(before.count):
-        return NOTHING
+        return estimates.NOTHING
     return estimates.relative_drop(before.total[:, layer].numpy(), after.total[:, layer].numpy(), seed)
 
 

@@ -38,6 +38,9 @@ class Estimate:
         return text if spec == plain else text.replace("%", " %")
 
 
+NOTHING = Estimate(np.nan, np.nan, np.nan, 0)  # where there is nothing to average
+
+
 def percentiles(values: ArrayLike) -> tuple[float, float, float]:
     """The lower end of a 95 % percentile interval, the median, and the upper end; NaN is left out."""
     low, middle, high = np.nanquantile(np.asarray(values), [INTERVAL[0], 0.5, INTERVAL[1]])
