@@ -1,7 +1,7 @@
 """The logit lens: what the stream behind each layer would predict if the model ended there.
 
-nostalgebraist (2020), *interpreting GPT: the logit lens*; Lee et al. (2024), section 5, follow one swear word
-through the layers before and after DPO. Both models read one text, so that only the weights differ::
+nostalgebraist (2020), *interpreting GPT: the logit lens*; Lee et al. (2024) follow one swear word through the
+layers before and after DPO. Both models read one text, so that only the weights differ::
 
     swears = lens.beginning(lm, text, TOXIC_WORDS)  # where the base model wrote one
     before, after = (lens.read(one, task, text, swears) for one in (lm, tuned))
