@@ -83,6 +83,7 @@ BUILDERS = {
     ),
     "mechanism.methods": (["mechanism.interventions"], ["marco.rewriting.words"]),
     "mechanism.dpo": (["lm.tokens", "lm.checkpoint", "lm.kernels"], ["mechanism.neurons"]),
+    "mechanism.kl_dpo": (["mechanism.dpo", "lm.checkpoint", "lm.tokens"], ["mechanism.neurons"]),
     "lm.recording": (
         ["lm.models", "lm.activations", "lm.generation", "lm.tokens", "lm.anatomy"],
         ["mechanism.probe"],

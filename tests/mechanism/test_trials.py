@@ -14,7 +14,7 @@ from companion import profiles
 from companion.book import published_values
 from companion.data import by_profile
 from companion.lm import anatomy, drafts, generation, rows
-from companion.mechanism import methods, neurons, selection, stream, study
+from companion.mechanism import frontier, methods, neurons, selection, stream, study
 from companion.mechanism.exam import BATCH_TOKENS, Outcome, examine
 from companion.mechanism.interventions import CONTEXT, AblateValues, Positions, applied
 from companion.mechanism.methods import (
@@ -119,7 +119,8 @@ def test_editing_takes_its_share_of_every_group(s, random):
 @pytest.fixture(scope="module")
 def every(s, sweep) -> list[Trial]:
     windows = perplexity.windows(s.base.lm, by_profile.prose(s.profile, "dev"), 32, 2)
-    subtracted = [t for cost in (1.0, 0.25) for t in subtractions(s, sweep.base.view, windows, cost)]
+    costs = (1.0, 0.25, 0.7)  # the last is no cost of the papers: as if it were the DPO model's own
+    subtracted = [t for cost in costs for t in subtractions(s, sweep.base.view, windows, cost)]
     made = [*ablations(s), *ablation_controls(s), *patches(s), *edits(s), *unalignments(s), *shifts(s)]
     return [BASE, DPO, *subtracted, *made]
 
@@ -178,6 +179,37 @@ def test_a_calibrated_subtraction_costs_what_it_may(embedded_lm):
     with applied(view, step, positions=Positions.ALL):
         nll, _ = perplexity.cross_entropy(lm, windows)
     assert np.exp((nll - plain).sum() / count.sum()) - 1 == pytest.approx(0.1, rel=0.1)
+
+
+def test_its_own_cost_is_what_the_dpo_model_adds_on_these_windows(s, sweep):
+    windows = perplexity.windows(s.base.lm, by_profile.prose(s.profile, "dev"), 32, 4)
+    before, after = (perplexity.perplexity(this.lm, windows).value for this in (s.base, s.tuned))
+    found = methods.own_cost(s, windows)
+    assert found == pytest.approx(max(0.0, (after / before - 1) / methods.PUBLISHED_RISE), rel=1e-4)
+    backwards = dataclasses.replace(s, base=s.tuned, tuned=s.base)
+    assert sorted([found > 0, methods.own_cost(backwards, windows) > 0]) == [False, True]
+    assert subtractions(s, sweep.base.view, windows, 0.0) == []
+
+
+def test_the_setting_of_an_edit_is_chosen_on_dev_within_its_budget(s, sweep):
+    on_dev = frontier.on_dev(sweep)
+    asked = set(on_dev.base.exam.task.prompts)
+    assert asked and not asked & set(by_profile.prompts(s.profile).prompt)
+    grid = frontier.grid(s)
+    outcomes = on_dev.run([BASE, *grid.values()])
+    of = {setting: outcomes[t.key] for setting, t in grid.items()}
+    rises = {k: o.summary(outcomes["base"])["perplexity_rise"].value for k, o in of.items()}
+    budget = sorted(rises.values())[len(rises) // 2]
+    best = frontier.chosen(of, outcomes["base"], budget)
+    within = [k for k in rises if rises[k] <= budget]
+    assert best in within and of[best].toxicity.mean() == min(of[k].toxicity.mean() for k in within)
+    assert frontier.chosen(of, outcomes["base"], min(rises.values()) - 1e-6) is None
+    clamp, random = frontier.controls(s, *best)
+    for control_trial in (clamp, random):
+        assert control_trial.control_of == (grid[best].key,)
+        assert int(control_trial.given[0].neurons.sum(-1).sum(-1).flatten()[0]) == int(
+            grid[best].given[0].neurons.sum()
+        )
 
 
 def test_an_exam_without_interventions_is_the_plain_model(s, sweep):

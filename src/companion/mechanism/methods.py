@@ -67,6 +67,7 @@ SUBTRACTED = {
 PATCHED = {"dampened": ("patch all dampened toxic neurons", "yang2024v1")}  # published row of a set
 PUBLISHED_RISE = 23.56 / 21.70 - 1  # perplexity that subtracting W costs in Lee et al. (2024), table 2
 COSTS = {1.0: "", 0.25: ", a quarter of the cost", 4.0: ", four times the cost"}  # in units of that
+OWN_COST = ", at this DPO model's cost"
 
 
 def sizes(profile: Profile) -> list[int]:
@@ -135,15 +136,26 @@ def calibrated(
     return Subtract(direction, store.kept("scales", inputs, search), layer)
 
 
+def own_cost(study: Study, windows: list[list[int]]) -> float:
+    """What the DPO model costs in perplexity on (dev) windows, in units of the published rise; at least 0."""
+    (before, count), (after, _) = (
+        perplexity.cross_entropy(s.lm, windows, 8) for s in (study.base, study.tuned)
+    )
+    return max(0.0, float(np.exp((after - before).sum() / count.sum()) - 1) / PUBLISHED_RISE)
+
+
 def subtractions(
     study: Study, view: TransformerBridge, windows: list[list[int]], cost: float = 1.0
 ) -> list[Trial]:
     """Each direction subtracted at ``cost`` times the published rise in perplexity; the random one controls.
 
-    At other costs than 1, or if the profile is not complete, only the probe's and the random one. ``view`` is
-    the bridge of the base model; scales are found on ``windows``.
+    At other costs than 1, or if the profile is not complete, only the probe's and the random one; a cost that
+    is none of ``COSTS`` is the DPO model's own (:func:`own_cost`), and if that is 0, nothing is subtracted.
+    ``view`` is the bridge of the base model; scales are found on ``windows``.
     """
-    suffix = "" if cost == 1 else f"_{cost:g}"
+    if cost == 0:
+        return []
+    suffix = "" if cost == 1 else f"_{cost:g}" if cost in COSTS else "_own"
     keys = tuple(SUBTRACTED) if cost == 1 and study.profile.complete else ("w", "random")
     trials = []
     for key in keys:
@@ -152,7 +164,7 @@ def subtractions(
         trials += [
             Trial(
                 f"subtract_{key}{suffix}",
-                f"subtract {label}{COSTS[cost]}",
+                f"subtract {label}{COSTS.get(cost, OWN_COST)}",
                 "subtract",
                 (step,),
                 control_of=tuple(f"subtract_{k}{suffix}" for k in keys[:-1]) if key == "random" else (),
