@@ -76,8 +76,10 @@ def test_the_term_keeps_the_policy_near_the_reference(tiny, triples, tmp_path):
 
 
 def test_no_prompt_is_on_both_sides(triples):
-    learned, aside = kl_dpo.held_out(triples, 4, 0)
-    assert len(aside) >= 4
+    learned, aside = kl_dpo.held_out(triples, 2, 0)
+    assert len(aside) >= 2
+    few, _ = kl_dpo.held_out(triples, 64, 0)
+    assert len(few) >= len(triples) // 2  # something is left to learn from
     assert sorted(learned + aside) == sorted(triples)
     assert not {tuple(t.prompt) for t in learned} & {tuple(t.prompt) for t in aside}
 

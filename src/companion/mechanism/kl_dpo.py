@@ -107,7 +107,8 @@ def _logits_of(model: nn.Module) -> Iterator[list[Tensor]]:
 
 
 def held_out(triples: Sequence[Triple], n: int, seed: int) -> tuple[list[Triple], list[Triple]]:
-    """Pairs to learn from and at least ``n`` others; pairs with the same prompt stay together."""
+    """Pairs to learn from and about ``n`` others, a fifth at most; those with one prompt stay together."""
+    n = min(n, len(triples) // 5)
     prompts = list(dict.fromkeys(tuple(t.prompt) for t in triples))
     aside: set[tuple[int, ...]] = set()
     for i in np.random.default_rng(seed).permutation(len(prompts)):
