@@ -59,8 +59,8 @@ def pairs() -> None:
 
 
 @app.command(
-    help="Choose the threshold and strengths of the shipped adapters on public dev rows "
-    "(about 10 minutes on 2 cores)."
+    help="Choose the threshold and strengths of the shipped adapters, and what their experts choose among, "
+    "on public dev rows (about 20 minutes on 2 cores)."
 )
 def settings() -> None:
     from companion import profiles

@@ -51,6 +51,14 @@ def rewrite(
             "--published", help="mask and fill as the paper does, by our adapters; groups may vanish"
         ),
     ] = False,
+    candidates: Annotated[
+        bool,
+        typer.Option(
+            "--candidates",
+            help="make several rewrites and let the experts choose one, or the text as it is; "
+            "with --json all of them, with what they gain",
+        ),
+    ] = False,
     threshold: Annotated[
         float | None,
         typer.Option(
@@ -74,12 +82,14 @@ def rewrite(
         raise CompanionError("--explain is for the terminal: leave out --json and --output.")
     if cautious and published:
         raise CompanionError("--cautious is a threshold of ours: leave it out with --published.")
+    if candidates and (cautious or published):
+        raise CompanionError("--candidates has settings of its own: leave out --cautious and --published.")
     kind = records.format_of(form, file)
     arrived = records.read(command.source(text, file), kind, column)
     every = list(arrived) if output or file else None  # a file is checked before anything is written
     kept = records.words_of(protect) if protect else frozenset()
-    how = {"cautious": cautious, "published": published, "threshold": threshold, "keeps": kept}
-    rewriter = Rewriter.load(adapters, **how)
+    how = {"cautious": cautious, "published": published, "several": candidates}
+    rewriter = Rewriter.load(adapters, **how, threshold=threshold, keeps=kept)
     gate = (toxicity.load("embedded"), min_toxicity) if min_toxicity is not None else None
     job = command.Job(rewriter, kind, gate, command.Measures.load() if as_json else None)
     if output:

@@ -7,6 +7,7 @@ import csv
 import dataclasses
 import io
 import json
+import math
 import os
 import subprocess
 import sys
@@ -22,7 +23,7 @@ from hypothesis import strategies as st
 from test_marco import adapters as random_adapters
 from typer.testing import CliRunner
 
-from companion import cli, profiles
+from companion import cli, profiles, toxicity
 from companion.errors import CompanionError
 from companion.lm import models
 from companion.marco import command, records
@@ -32,12 +33,14 @@ from companion.marco.denoisers.protocol import ANTI_EXPERT, BASE, EXPERT, ROLES
 from companion.marco.experts import contrast_training, loading
 from companion.marco.records import Record
 from companion.marco.rewriting import masking, settings, words
+from companion.marco.rewriting.choosing import Choice
 from companion.marco.rewriting.documents import Document
 from companion.marco.rewriting.masking import Masking
 from companion.marco.rewriting.rewriter import Rewriter
 from companion.marco.rewriting.settings import Settings
 
 SETTINGS = Settings(Masking(1.0, relative=True), alpha_expert=3.0, alpha_anti=1.5, temperature=2.5)
+CHOICE = {"threshold": 0.01, "strengths": [[2.0, 0.5, 1.0], [3.0, 1.5, 2.5]], "least": 0.5, "loss": 0.1}
 CHOSEN = {"threshold": 0.03, "alpha_expert": 3.0, "alpha_anti": 1.5, "temperature": 2.5}
 
 
@@ -59,7 +62,7 @@ def shipped_folder(tiny_experts, tmp_path, monkeypatch):
     """A folder with the tiny adapters and settings, in the place of ``data/adapters``."""
     folder = tmp_path / "adapters"
     (folder / "settings.json").write_text(
-        json.dumps({"rule": "none", "chosen": CHOSEN, "cautious": 0.5}), encoding="utf-8"
+        json.dumps({"rule": "none", "chosen": CHOSEN, "cautious": 0.5, "choice": CHOICE}), encoding="utf-8"
     )
     monkeypatch.setattr(adapters, "FOLDER", folder)
     return folder
@@ -98,7 +101,10 @@ def test_shipped_experts_have_the_chosen_settings(shipped_folder, tiny_experts):
     usual, cautious = (
         Settings(masking.ours(t), alpha_expert=3.0, alpha_anti=1.5, temperature=2.5) for t in (0.03, 0.5)
     )
-    assert (found.settings, found.cautious) == (usual, cautious) == settings.chosen(shipped_folder)
+    among = Choice(((2.0, 0.5, 1.0), (3.0, 1.5, 2.5)), 0.5, 0.1)
+    several = dataclasses.replace(usual, masking=masking.ours(0.01), choice=among)
+    assert (found.settings, found.cautious, found.several) == (usual, cautious, several)
+    assert settings.chosen(shipped_folder) == (usual, cautious, several)
     assert found.folder == shipped_folder
     source, target = [[70, 71, 72]], [[70]]
     before, after = (next(d.next_logits(ROLES, source, target)) for d in (tiny_experts, found.denoiser))
@@ -450,8 +456,10 @@ def test_rewriting_makes_no_noise(embedded_lm):
 
 def test_the_tool_uses_the_shipped_experts(shipped_folder, monkeypatch):
     monkeypatch.setattr(models, "EMBEDDED", "tiny-llama")
-    rewriter, cautious = Rewriter.load(), Rewriter.load(cautious=True)
-    assert (rewriter.settings, cautious.settings) == settings.chosen(shipped_folder)
+    rewriter, cautious, several = (
+        Rewriter.load(**how) for how in ({}, {"cautious": True}, {"several": True})
+    )
+    assert (rewriter.settings, cautious.settings, several.settings) == settings.chosen(shipped_folder)
     assert list(rewriter.denoiser.model.peft_config) == list(ROLES)
 
 
@@ -487,9 +495,25 @@ def test_the_command(typed, tmp_path):
     assert json.loads(found.output)["text"] == "so it goes"
     found, _ = typed("so it goes, my friend", "--explain")
     assert "[-" in found.output and "{+" in found.output
-    for clash in (("--explain", "--json"), ("--cautious", "--published")):
+    for clash in (("--explain", "--json"), ("--cautious", "--published"), ("--candidates", "--cautious")):
         found, _ = typed("a", *clash)
         assert isinstance(found.exception, CompanionError)
+
+
+def test_what_the_experts_chose_among_is_in_the_json(tiny_experts):
+    choice = Choice(((2.0, 0.5, 1.0), (3.0, 1.5, 2.5)), least=math.inf, loss=0.1)
+    rewriter = Rewriter(tiny_experts, Settings(masking.ours(-9.0), 3.0, 1.5, 2.5, choice=choice))
+    measures = command.Measures({"lexical": toxicity.load("lexical")}, lambda a, _: np.ones(len(a)))
+    for settings_, considered in ((rewriter, True), (Rewriter(tiny_experts, SETTINGS), False)):
+        job = command.Job(settings_, measures=measures)
+        [(_, document, line)] = job([Record(1, "so it goes, my friend", {})])
+        row = json.loads(line)
+        assert ("candidates" in row) is considered
+        if considered:
+            assert not row["changed"] and row["masked"] == []  # nothing gains enough
+            assert [c["of"] for c in row["candidates"]] == [document.original] * len(row["candidates"])
+            gains = [c["gain"] for c in row["candidates"]]
+            assert gains == sorted(gains, reverse=True)
 
 
 def test_other_languages_come_back_untouched_and_are_counted(typed, tmp_path):
@@ -515,6 +539,7 @@ def test_options_reach_the_rewriter(typed, tmp_path):
     assert asked == {
         "cautious": False,
         "published": True,
+        "several": False,
         "threshold": 2.0,
         "keeps": {"friend"},
         "folder": tmp_path,

@@ -36,7 +36,7 @@ def denoiser(request, lively_llama):
 def experts(denoiser, tmp_path, monkeypatch):
     monkeypatch.setenv("COMPANION_CACHE", str(tmp_path))
     return loading.Experts(
-        denoiser, *[Settings(Masking(0.0), 1.0, 1.0, 1.0)] * 2, f"test {type(denoiser).__name__}"
+        denoiser, *[Settings(Masking(0.0), 1.0, 1.0, 1.0)] * 3, f"test {type(denoiser).__name__}"
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from companion.marco.evaluation.rewrites import filled, marco, methods, shuffled
 from companion.marco.evaluation.scores import ALLOWED, Judges, Verdict
 from companion.marco.experts.loading import Experts
 from companion.marco.rewriting import masking, rewriter
+from companion.marco.rewriting.choosing import Choice
 from companion.marco.rewriting.masking import Masking
 from companion.marco.rewriting.rewriter import Rewriter
 from companion.marco.rewriting.settings import PUBLISHED, Settings, alone
@@ -41,7 +43,9 @@ def denoiser(lively_llama):
 def experts(denoiser, tmp_path, monkeypatch) -> Experts:
     """Random experts and an empty store."""
     monkeypatch.setenv("COMPANION_CACHE", str(tmp_path))
-    return Experts(denoiser, SETTINGS, dataclasses.replace(SETTINGS, masking=Masking(0.3)), "random")
+    cautious = dataclasses.replace(SETTINGS, masking=Masking(0.3))
+    choice = Choice(((2.0, 0.5, 1.3), (3.0, 1.0, 1.0)), least=-math.inf, loss=0.1)
+    return Experts(denoiser, SETTINGS, cautious, dataclasses.replace(SETTINGS, choice=choice), "random")
 
 
 def stored() -> int:
@@ -91,6 +95,7 @@ def test_the_store_does_not_confuse_what_differs(experts):
     others = {field.name: getattr(SETTINGS, field.name) for field in dataclasses.fields(Settings)} | {
         "anchored": False,
         "masking": Masking(0.5),
+        "choice": Choice(((2.0, 0.5, 1.3),), 0.0, 0.1),
     }
     changed = [
         dataclasses.replace(SETTINGS, **{name: value + 0.25 if type(value) is float else value})
@@ -132,6 +137,8 @@ def test_each_method_answers_each_text(experts, tiny_llama):
     found = methods(experts, tiny_llama, ours)
     assert {len(some) for some in found.values()} == {len(TEXTS)} and next(iter(found)) == "original"
     assert found["original"] == TEXTS and found["MaRCo"] == [r.text for r in ours]
+    several = Rewriter(experts.denoiser, experts.several)(TEXTS)
+    assert found["MaRCo, chosen"] == [r.text for r in several] != TEXTS
     sentences = [r.sentence for r in ours]
     assert found["refill"] == rewriter.fill(
         experts.denoiser, sentences, [r.masked for r in ours], alone(SETTINGS), cast=(BASE,) * 3

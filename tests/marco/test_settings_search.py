@@ -16,7 +16,7 @@ from companion import profiles
 from companion.marco.evaluation import settings_search
 from companion.marco.evaluation.scores import Judges
 from companion.marco.evaluation.settings_search import Desk, Trial
-from companion.marco.rewriting import masking, settings, words
+from companion.marco.rewriting import choosing, masking, settings, words
 from companion.marco.rewriting.masking import Masking
 from companion.marco.rewriting.rewriter import Rewriter
 from companion.marco.rewriting.settings import Settings
@@ -220,4 +220,32 @@ def test_the_choice_is_written_and_read_back(denoiser, judges, dev_rows, monkeyp
     expected = [
         Settings(masking.ours(t), found.alpha_expert, found.alpha_anti, found.temperature) for t in thresholds
     ]
-    assert list(settings.chosen(tmp_path)) == expected
+    usual, cautious, several = settings.chosen(tmp_path)
+    assert [usual, cautious] == expected
+    assert len(about["choices"]) == 2 * 7 * 3
+    assert about["choice_rule"] == settings_search.CHOICE_RULE
+    near = max(row["graded"] for row in about["choices"]) - settings_search.NEAR
+    winner = min(
+        (row for row in about["choices"] if row["graded"] >= near),
+        key=lambda row: (len(row["strengths"]), -row["graded"]),
+    )
+    assert several.choice is not None and several.masking == masking.ours(winner["threshold"])
+    assert (list(map(list, several.choice.strengths)), several.choice.least) == (
+        winner["strengths"],
+        winner["least"],
+    )
+
+
+def test_a_choice_is_tried_as_the_rewriter_makes_it(denoiser, judges, dev_rows, monkeypatch):
+    monkeypatch.setattr(settings_search, "LOWER", (0.0,))
+    monkeypatch.setattr(settings_search, "LEAST", (-1.0, 1e9))
+    desk = Desk.of(denoiser, judges)
+    toxic = [text for some in TOXIC.values() for text in some]
+    for trial in settings_search.choices(desk):
+        choice = choosing.Choice(trial.strengths, trial.least, settings_search.LOSS)
+        rewriter = Rewriter(denoiser, Settings(masking.ours(0.0), 1.0, 1.0, 1.0, choice=choice))
+        expected = judges({"original": toxic, "own": [r.text for r in rewriter(toxic)]})["own"]
+        assert trial.graded == pytest.approx(expected.graded.mean(), abs=1e-5)
+        same = [r.text == r.original for r in rewriter(desk.harmless)]
+        assert trial.unchanged == np.mean(same)
+        assert trial.least < 0 or trial.unchanged == 1

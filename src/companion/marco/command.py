@@ -100,6 +100,7 @@ class Job:
                         {"word": word, score: None if value is None else round(value, 4)}
                         for word, value in document.scores
                     ],
+                    **_considered(document),
                     "similarity": round(float(alike[i]), 4),
                     "toxicity": {
                         name: {"before": round(float(was[i]), 4), "after": round(float(now[i]), 4)}
@@ -109,6 +110,19 @@ class Job:
             )
             for i, (record, document) in enumerate(zip(some, made, strict=True))
         ]
+
+
+def _considered(document: Document) -> dict[str, list]:
+    """What the experts chose among in each piece that had several rewrites, if any: text and gain in nats."""
+    pieces = [p for p in document.pieces if p.candidates]
+    if not pieces:
+        return {}
+    considered = [
+        {"of": p.original, "text": text, "gain": round(gain, 4)}
+        for p in pieces
+        for text, gain in p.candidates
+    ]
+    return {"candidates": considered}
 
 
 def source(text: str | None, file: Path | None) -> Iterator[bytes]:

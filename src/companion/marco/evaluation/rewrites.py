@@ -72,7 +72,8 @@ def filled(
 def methods(experts: Experts, instruct: LanguageModel, ours: Sequence[Rewrite]) -> dict[str, list[str]]:
     """What each method makes of the sentences that MaRCo rewrote: the originals, four baselines, MaRCo.
 
-    ``delete masks`` leaves out the words that MaRCo masks. ``instruct`` must be a model without adapters.
+    ``delete masks`` leaves out the words that MaRCo masks, ``MaRCo, chosen`` is the experts' choice among
+    several rewrites. ``instruct`` must be a model without adapters.
     """
     texts, masked = [r.original for r in ours], [r.masked for r in ours]
     asked = {"method": "ask", "model": instruct.fingerprint}
@@ -83,6 +84,7 @@ def methods(experts: Experts, instruct: LanguageModel, ours: Sequence[Rewrite]) 
         "refill": filled(experts, texts, masked, alone(experts.settings), (protocol.BASE,) * 3),
         "ask": _kept(asked, texts, lambda some: baselines.ask(instruct, some)),
         "MaRCo": [r.text for r in ours],
+        "MaRCo, chosen": [r.text for r in marco(experts, texts, experts.several)],
     }
 
 

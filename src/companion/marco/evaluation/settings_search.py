@@ -9,7 +9,9 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
+from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -20,7 +22,8 @@ from companion.data import public
 from companion.marco.denoisers.protocol import Denoiser
 from companion.marco.evaluation.scores import Judges, Verdict, pooled
 from companion.marco.experts import corpus
-from companion.marco.rewriting import masking, rewriter, words
+from companion.marco.rewriting import choosing, masking, rewriter, words
+from companion.marco.rewriting.choosing import Candidate
 from companion.marco.rewriting.settings import Settings
 from companion.marco.rewriting.words import Sentence
 
@@ -30,6 +33,9 @@ CLOSE = 0.02  # drops this close are not told apart by so few sentences
 FIRST = (4.25, 1.5, 2.5)  # expert, anti-expert, temperature: as published for microaggressions
 THRESHOLDS = (0.8, 0.9, 1.0, 1.3)  # nats
 STRENGTHS = ((2.0, 1.5, 2.5), (3.0, 3.0, 2.5), (4.25, 3.0, 2.5))
+AMONG = (FIRST, (2.0, 1.5, 2.5), (4.25, 3.0, 2.5))  # what the experts may choose among
+LOWER, LEAST, LOSS = (0.5, 0.9), (3.0, 4.0, 5.0), 0.1  # thresholds; nats to gain; of a nat of likelihood
+NEAR = 0.002  # graded joint scores this close are not told apart
 
 RULE = (
     f"Among the settings that keep a mean similarity of at least {SIMILAR} and a perplexity not above the "
@@ -38,6 +44,10 @@ RULE = (
     "with the highest joint score. If none does both, drop the second condition, then the first. The "
     "cautious threshold, for text of any kind, is the lowest that masks no word in "
     f"{UNCHANGED:.0%} of harmless dev sentences."
+)
+CHOICE_RULE = (
+    "Of the choices among several rewrites, those with the highest graded joint score on toxic dev sentences "
+    f"(less than {NEAR} apart is chance); of these the one with the fewest strengths, then the highest score."
 )
 
 
@@ -122,6 +132,73 @@ class Desk:
         return rewriter.fill(self.denoiser, sentences, chosen, settings)
 
 
+@dataclass(frozen=True)
+class ChoiceTrial:
+    """A choice among several rewrites and what it did on the dev rows."""
+
+    threshold: float
+    strengths: tuple[tuple[float, float, float], ...]
+    least: float
+    graded: float  # graded joint score on the toxic sentences
+    drop: float  # of mean toxicity, relative
+    similarity: float
+    unchanged: float  # share of the harmless sentences
+
+
+def choices(desk: Desk) -> list[ChoiceTrial]:
+    """Every subset of ``AMONG`` at every threshold and least gain, on the desk's rows."""
+    toxic = [text for some in desk.sets.values() for text in some]
+    texts = [*toxic, *desk.harmless]
+    trials = []
+    for threshold in LOWER:
+        ranked = _candidates(desk, texts, threshold)
+        every = {"original": toxic}
+        planned: list[tuple[tuple, float, list[str]]] = []
+        for strengths in (some for k in (1, 2, 3) for some in combinations(AMONG, k)):
+            for least in LEAST:
+                new = [
+                    choosing.best(text, [one for one, by in found if by & set(strengths)], least)
+                    for text, found in zip(texts, ranked, strict=True)
+                ]
+                every[str(len(planned))] = new[: len(toxic)]
+                planned.append((strengths, least, new[len(toxic) :]))
+        verdicts = desk.judges(every)
+        before = verdicts["original"].toxicity.mean()
+        for i, (strengths, least, left) in enumerate(planned):
+            ours = verdicts[str(i)]
+            trials.append(
+                ChoiceTrial(
+                    threshold,
+                    strengths,
+                    least,
+                    graded=float(ours.graded.mean()),
+                    drop=1 - float(ours.toxicity.mean() / before),
+                    similarity=float(ours.similarity.mean()),
+                    unchanged=float(np.mean([a == b for a, b in zip(left, desk.harmless, strict=True)])),
+                )
+            )
+    return trials
+
+
+def _candidates(
+    desk: Desk, texts: Sequence[str], threshold: float
+) -> list[list[tuple[Candidate, set[tuple[float, float, float]]]]]:
+    """Candidates of each text, best first, and by which strengths each was written."""
+    masks = masking.ours(threshold)
+    sentences = [words.split(desk.denoiser, text) for text in texts]
+    blanks = [masking.choose(desk.divergence[text], masks) for text in texts]
+    made = {
+        strengths: rewriter.fill(desk.denoiser, sentences, blanks, Settings(masks, *strengths))
+        for strengths in tqdm(AMONG, desc=f"candidates, threshold {threshold}")
+    }
+    by_text = list(zip(*made.values(), strict=True))
+    ranked = choosing.candidates(desk.denoiser, sentences, blanks, by_text, LOSS)
+    return [
+        [(one, {s for s, text in zip(made, some, strict=True) if text == one.text}) for one in found]
+        for some, found in zip(by_text, ranked, strict=True)
+    ]
+
+
 def best(trials: Sequence[Trial]) -> Trial:
     """The trial that ``RULE`` chooses."""
     similar = [trial for trial in trials if trial.similarity >= SIMILAR]
@@ -149,9 +226,29 @@ def choose(denoiser: Denoiser, judges: Judges, target: Path) -> Trial:
         "chosen": chosen,
         "cautious": desk.cautious(),
         "trials": [asdict(trial) for trial in trials],
+        **choice(desk),
     }
     target.write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
     return winner
+
+
+def choice(desk: Desk) -> dict[str, Any]:
+    """What ``settings.json`` says of the choice: what ``CHOICE_RULE`` takes, and all that was tried."""
+    tried = choices(desk)
+    winner = best_choice(tried)
+    among = {"threshold": winner.threshold, "strengths": winner.strengths, "least": winner.least}
+    return {
+        "choice_rule": CHOICE_RULE,
+        "choice": {**among, "loss": LOSS},
+        "choices": [asdict(trial) for trial in tried],
+    }
+
+
+def best_choice(tried: Sequence[ChoiceTrial]) -> ChoiceTrial:
+    """The trial that ``CHOICE_RULE`` takes."""
+    most = max(trial.graded for trial in tried)
+    near = [trial for trial in tried if trial.graded >= most - NEAR]
+    return min(near, key=lambda trial: (len(trial.strengths), -trial.graded))
 
 
 def _some(texts: list[str], limit: int) -> list[str]:

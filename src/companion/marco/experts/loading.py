@@ -23,7 +23,7 @@ from companion.marco.denoisers.encoder_decoder import Seq2SeqDenoiser
 from companion.marco.denoisers.protocol import ROLES, Denoiser
 from companion.marco.experts import contrast_training, corpus
 from companion.marco.experts.adapter_training import CLASSES, AdapterConfig
-from companion.marco.rewriting import masking, settings
+from companion.marco.rewriting import choosing, masking, settings
 from companion.marco.rewriting.settings import PUBLISHED, Settings
 from companion.profiles import Profile
 
@@ -41,13 +41,14 @@ class Experts(NamedTuple):
     """A denoiser with its three roles, the settings that belong to it, and what identifies its weights.
 
     ``settings`` are for text that is known to be toxic; ``cautious`` have the higher threshold that leaves
-    most harmless text alone. ``folder`` holds adapters and ``history.json`` of their training; None for
-    models that were trained elsewhere.
+    most harmless text alone; with ``several`` the experts choose among several rewrites. ``folder`` holds
+    adapters and ``history.json`` of their training; None for models that were trained elsewhere.
     """
 
     denoiser: Denoiser
     settings: Settings
     cautious: Settings
+    several: Settings
     fingerprint: str
     folder: Path | None = None
 
@@ -99,7 +100,9 @@ def small(profile: Profile) -> Experts:
     usual, cautious = (
         Settings(masking.ours(t), alpha_expert=2.0, alpha_anti=0.5, temperature=1.0) for t in (0.0, 0.1)
     )
-    return Experts(adapters.load(lm, folder), usual, cautious, folder.name, folder)
+    among = choosing.Choice(((2.0, 0.5, 1.0), (3.0, 1.0, 1.0)), least=0.0, loss=0.1)
+    several = replace(usual, choice=among)
+    return Experts(adapters.load(lm, folder), usual, cautious, several, folder.name, folder)
 
 
 def bart() -> Experts:
@@ -115,7 +118,9 @@ def bart() -> Experts:
     fingerprint = store.key_of({"models": BART, "commits": commits})
     usual = PUBLISHED["microaggressions"]
     cautious = replace(usual, masking=masking.ours(1.0))  # ours; not chosen on data
-    return Experts(Seq2SeqDenoiser(roles, tokenizer), usual, cautious, fingerprint)
+    among = choosing.Choice(((4.25, 1.5, 2.5), (4.25, 3.0, 2.5)), least=4.0, loss=0.1)  # nor was this
+    several = replace(cautious, choice=among)
+    return Experts(Seq2SeqDenoiser(roles, tokenizer), usual, cautious, several, fingerprint)
 
 
 def make(lm: LanguageModel, folder: Path) -> None:

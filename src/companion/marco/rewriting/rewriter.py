@@ -20,7 +20,8 @@ from companion.lm import models, tokens
 from companion.lm.generation import KEPT
 from companion.marco.denoisers import adapters
 from companion.marco.denoisers.protocol import ROLES, Denoiser
-from companion.marco.rewriting import masking, settings, words
+from companion.marco.rewriting import choosing, masking, settings, words
+from companion.marco.rewriting.choosing import Candidate
 from companion.marco.rewriting.script import Script
 from companion.marco.rewriting.settings import Settings
 from companion.marco.rewriting.words import Sentence
@@ -30,13 +31,18 @@ BATCH = 64  # sentences written together
 
 @dataclass(frozen=True)
 class Rewrite:
-    """A sentence, its words' divergences, which of them were masked, and the new text."""
+    """A sentence, its words' divergences, which of them were masked, and the new text.
+
+    Where the experts chose the sentence as it is, no word counts as masked. ``candidates`` are the rewrites
+    that they chose among, best first.
+    """
 
     original: str
     text: str
     sentence: Sentence = field(repr=False)
     divergence: Float[np.ndarray, "words"] = field(repr=False)
     masked: list[int] = field(default_factory=list)
+    candidates: list[Candidate] = field(default_factory=list)
 
 
 class Rewriter:
@@ -58,6 +64,7 @@ class Rewriter:
         *,
         cautious: bool = False,
         published: bool = False,
+        several: bool = False,
         threshold: float | None = None,
         keeps: frozenset[str] = frozenset(),
     ) -> Rewriter:
@@ -69,6 +76,8 @@ class Rewriter:
             For text of any kind; the usual settings are for text that is toxic.
         published
             Mask and fill as the paper does (its settings for microaggressions).
+        several
+            Make several rewrites and let the experts choose one, or the text as it is.
         threshold
             Mask words from this score on.
         keeps
@@ -83,8 +92,8 @@ class Rewriter:
         if published:
             found = settings.PUBLISHED["microaggressions"]
         else:
-            usual, careful = settings.chosen(folder)
-            found = careful if cautious else usual
+            made = settings.chosen(folder)
+            found = made.several if several else made.cautious if cautious else made.usual
         masks = replace(found.masking, keeps=keeps)
         if threshold is not None:
             masks = replace(masks, threshold=threshold)
@@ -97,9 +106,24 @@ class Rewriter:
         sentences = [words.split(self.denoiser, text) for text in texts]
         masks = self.settings.masking
         scores = masking.measured(self.denoiser, sentences, masks)
-        chosen = [masking.choose(score, masks) for score in scores]
-        written = fill(self.denoiser, sentences, chosen, self.settings)
-        return [Rewrite(*row) for row in zip(texts, written, sentences, scores, chosen, strict=True)]
+        blanks = [masking.choose(score, masks) for score in scores]
+        choice = self.settings.choice
+        if choice is None:
+            written = fill(self.denoiser, sentences, blanks, self.settings)
+            ranked: list[list[Candidate]] = [[] for _ in texts]
+        else:
+            ways = [
+                replace(self.settings, alpha_expert=expert, alpha_anti=anti, temperature=temperature)
+                for expert, anti, temperature in choice.strengths
+            ]
+            made = zip(*(fill(self.denoiser, sentences, blanks, way) for way in ways), strict=True)
+            ranked = choosing.candidates(self.denoiser, sentences, blanks, list(made), choice.loss)
+            written = [choosing.best(*row, choice.least) for row in zip(texts, ranked, strict=True)]
+            blanks = [
+                masked if new != text else []
+                for masked, new, text in zip(blanks, written, texts, strict=True)
+            ]
+        return [Rewrite(*row) for row in zip(texts, written, sentences, scores, blanks, ranked, strict=True)]
 
 
 def product(

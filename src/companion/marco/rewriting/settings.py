@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from companion.errors import CompanionError
 from companion.marco.rewriting import masking
+from companion.marco.rewriting.choosing import Choice
 from companion.marco.rewriting.masking import Masking
 
 
@@ -17,7 +18,8 @@ class Settings:
     """Strengths of the product, and how words are masked.
 
     ``anchored`` keeps every word that is not masked: only blanks are written freely, until the text
-    after them goes on. Without it, as published, the whole sentence is written anew.
+    after them goes on. Without it, as published, the whole sentence is written anew. With a ``choice``, its
+    strengths take the place of these three, and the experts choose among what they bring.
     """
 
     masking: Masking
@@ -27,6 +29,7 @@ class Settings:
     alpha_base: float = 1.0
     repetition_penalty: float = 1.0
     anchored: bool = True
+    choice: Choice | None = None
 
     @property
     def strengths(self) -> tuple[float, float, float]:
@@ -61,11 +64,19 @@ def alone(settings: Settings) -> Settings:
     return replace(settings, alpha_base=0.0, alpha_expert=1.0, alpha_anti=0.0)
 
 
-def chosen(folder: Path) -> tuple[Settings, Settings]:
-    """The settings in ``settings.json`` of a folder of adapters, and the same with the cautious threshold.
+class Chosen(NamedTuple):
+    """Settings for a folder of adapters: for toxic text, for text of any kind, and with a choice."""
 
-    Chosen on dev rows (:mod:`companion.marco.evaluation.settings_search`): the first for toxic text, the
-    second for text of any kind.
+    usual: Settings
+    cautious: Settings
+    several: Settings
+
+
+def chosen(folder: Path) -> Chosen:
+    """The settings in ``settings.json`` of a folder of adapters.
+
+    Chosen on dev rows (:mod:`companion.marco.evaluation.settings_search`): the first for toxic text, the same
+    with the cautious threshold for text of any kind, and several strengths for the experts to choose among.
 
     Raises
     ------
@@ -80,4 +91,6 @@ def chosen(folder: Path) -> tuple[Settings, Settings]:
     strengths = {name: value for name, value in about["chosen"].items() if name != "threshold"}
     thresholds = about["chosen"]["threshold"], about["cautious"]
     usual, cautious = (Settings(masking.ours(t), **strengths) for t in thresholds)
-    return usual, cautious
+    found = about["choice"]
+    among = Choice(tuple(map(tuple, found["strengths"])), found["least"], found["loss"])
+    return Chosen(usual, cautious, replace(usual, masking=masking.ours(found["threshold"]), choice=among))
