@@ -460,6 +460,12 @@ def test_the_tool_uses_the_shipped_experts(shipped_folder, monkeypatch):
         Rewriter.load(**how) for how in ({}, {"cautious": True}, {"several": True})
     )
     assert (rewriter.settings, cautious.settings, several.settings) == settings.chosen(shipped_folder)
+    (shipped_folder / "settings.json").write_text(
+        json.dumps({"rule": "none", "chosen": CHOSEN, "cautious": 0.5}), encoding="utf-8"
+    )
+    assert Rewriter.load().settings == rewriter.settings  # a folder from before there was a choice
+    with pytest.raises(CompanionError, match="has no choice among rewrites: make one"):
+        Rewriter.load(several=True)
     assert list(rewriter.denoiser.model.peft_config) == list(ROLES)
 
 

@@ -188,7 +188,9 @@ def test_its_own_cost_is_what_the_dpo_model_adds_on_these_windows(s, sweep):
     assert found == pytest.approx(max(0.0, (after / before - 1) / methods.PUBLISHED_RISE), rel=1e-4)
     backwards = dataclasses.replace(s, base=s.tuned, tuned=s.base)
     assert sorted([found > 0, methods.own_cost(backwards, windows) > 0]) == [False, True]
-    assert subtractions(s, sweep.base.view, windows, 0.0) == []
+    nothing = subtractions(s, sweep.base.view, windows, 0.0)
+    assert [t.key for t in nothing] == ["subtract_w_own", "subtract_random_own"]
+    assert all(t.given[0].scale == 0 for t in nothing)
 
 
 def test_the_setting_of_an_edit_is_chosen_on_dev_within_its_budget(s, sweep):

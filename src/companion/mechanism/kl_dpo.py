@@ -127,13 +127,16 @@ def validate(
     triples: Sequence[Triple],
     config: KLConfig,
     device: torch.device,
-) -> float:
-    """Mean loss on pairs, nothing learned."""
-    found, size = list[Tensor](), config.dpo.batch_size
+) -> dict[str, float]:
+    """Mean loss (``validation``) and KL term (``apart``) on pairs, nothing learned."""
+    found, size = list[dict[str, Tensor]](), config.dpo.batch_size
     for start in range(0, len(triples), size):
         batch = PairBatch(*(t.to(device) for t in collate(triples[start : start + size])))
-        found.append(losses(policy, reference, batch, config)["loss"])
-    return torch.cat(found).double().mean().item()
+        found.append(losses(policy, reference, batch, config))
+    return {
+        name: torch.cat([one[of] for one in found]).double().mean().item()
+        for name, of in (("validation", "loss"), ("apart", "kl"))
+    }
 
 
 def train(
@@ -147,9 +150,9 @@ def train(
 ) -> list[dict]:
     """Train a model in place, leave it with its best weights; one row of measurements per step.
 
-    A row has ``validation`` where the pairs held out were measured *before* its step; the last row has
-    nothing else. State and best weights go to ``folder`` at each measurement; a call that finds them there
-    goes on with the same bits.
+    A row has ``validation`` and ``apart`` where the pairs held out were measured *before* its step; the last
+    row has nothing else. State and best weights go to ``folder`` at each measurement; a call that finds them
+    there goes on with the same bits.
     """
     AcceleratorState._reset_state()  # or a second training in this process could not have another precision
     accelerator = Accelerator(mixed_precision=config.dpo.precision, cpu=not usable_cuda())
@@ -163,10 +166,10 @@ def train(
     history, _ = checkpoint.load()
     schedule = schedule_batches(len(learned), config.dpo.batch_size, config.dpo.steps, config.dpo.seed)
     for rows in tqdm([*schedule, None][len(history) :], desc=progress, disable=progress is None):
-        now = {}
+        now: dict[str, float] = {}
         if rows is None or len(history) % config.every == 0:
             checkpoint.save(history)
-            now["validation"] = validate(policy, reference, aside, config, accelerator.device)
+            now = validate(policy, reference, aside, config, accelerator.device)
             measured = [row["validation"] for row in [*history, now] if "validation" in row]
             if stale(measured) == 0:
                 with store.replacing(folder / BEST) as fresh:

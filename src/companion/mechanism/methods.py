@@ -118,9 +118,11 @@ def calibrated(
     """Subtraction with the scale at which perplexity on (dev) windows rises by ``rise``; kept in the store.
 
     Lee et al. chose the scale so that perplexity equals that of the DPO model. Small steps cost
-    about the square of their size, which gives the next guess from the last.
+    about the square of their size, which gives the next guess from the last. No rise, no step.
     """
     layer = lm.n_layers - 2  # the stream that enters the last block, where the probe reads
+    if rise == 0:
+        return Subtract(direction, 0.0, layer)
 
     def search() -> float:
         nll, count = perplexity.cross_entropy(lm, windows, 8)
@@ -150,11 +152,9 @@ def subtractions(
     """Each direction subtracted at ``cost`` times the published rise in perplexity; the random one controls.
 
     At other costs than 1, or if the profile is not complete, only the probe's and the random one; a cost that
-    is none of ``COSTS`` is the DPO model's own (:func:`own_cost`), and if that is 0, nothing is subtracted.
-    ``view`` is the bridge of the base model; scales are found on ``windows``.
+    is none of ``COSTS`` is the DPO model's own (:func:`own_cost`). At a cost of 0 the scale is 0. ``view`` is
+    the bridge of the base model; scales are found on ``windows``.
     """
-    if cost == 0:
-        return []
     suffix = "" if cost == 1 else f"_{cost:g}" if cost in COSTS else "_own"
     keys = tuple(SUBTRACTED) if cost == 1 and study.profile.complete else ("w", "random")
     trials = []

@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from companion.errors import CompanionError
 from companion.lm import models, tokens
 from companion.lm.generation import KEPT
 from companion.marco.denoisers import adapters
@@ -94,6 +95,9 @@ class Rewriter:
         else:
             made = settings.chosen(folder)
             found = made.several if several else made.cautious if cautious else made.usual
+            if several and found.choice is None:
+                remedy = "make one with `companion make settings`"
+                raise CompanionError(f"settings.json in '{folder}' has no choice among rewrites: {remedy}.")
         masks = replace(found.masking, keeps=keeps)
         if threshold is not None:
             masks = replace(masks, threshold=threshold)

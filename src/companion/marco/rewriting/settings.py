@@ -76,7 +76,8 @@ def chosen(folder: Path) -> Chosen:
     """The settings in ``settings.json`` of a folder of adapters.
 
     Chosen on dev rows (:mod:`companion.marco.evaluation.settings_search`): the first for toxic text, the same
-    with the cautious threshold for text of any kind, and several strengths for the experts to choose among.
+    with the cautious threshold for text of any kind, and several strengths for the experts to choose among
+    (without a choice in the file, the usual ones).
 
     Raises
     ------
@@ -91,6 +92,8 @@ def chosen(folder: Path) -> Chosen:
     strengths = {name: value for name, value in about["chosen"].items() if name != "threshold"}
     thresholds = about["chosen"]["threshold"], about["cautious"]
     usual, cautious = (Settings(masking.ours(t), **strengths) for t in thresholds)
+    if "choice" not in about:
+        return Chosen(usual, cautious, usual)
     found = about["choice"]
     among = Choice(tuple(map(tuple, found["strengths"])), found["least"], found["loss"])
     return Chosen(usual, cautious, replace(usual, masking=masking.ours(found["threshold"]), choice=among))
