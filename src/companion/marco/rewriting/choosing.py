@@ -19,7 +19,7 @@ from jaxtyping import Float
 from companion.marco.denoisers.protocol import ANTI_EXPERT, BASE, EXPERT, Denoiser
 from companion.marco.rewriting.words import Sentence
 
-TOGETHER = 16  # texts that are read together: the logits of a large vocabulary fill memory
+TOGETHER = 8  # texts that are read together: the logits of a large vocabulary fill memory
 
 
 @dataclass(frozen=True)
