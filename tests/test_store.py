@@ -81,7 +81,7 @@ BUILDERS = {
         ["mechanism.pplm", "mechanism.probe", "lm.generation", "lm.tokens"],
         ["mechanism.exam"],
     ),
-    "mechanism.methods": (["mechanism.interventions"], ["marco.rewriting.words"]),
+    "mechanism.costs": (["mechanism.interventions"], ["mechanism.methods"]),
     "mechanism.dpo": (["lm.tokens", "lm.checkpoint", "lm.kernels"], ["mechanism.neurons"]),
     "mechanism.kl_dpo": (["mechanism.dpo", "lm.checkpoint", "lm.tokens"], ["mechanism.neurons"]),
     "lm.recording": (

@@ -37,6 +37,13 @@ def test_quotation_marks_of_ours_alone_are_given_to_theirs(folder):
     assert found["authors' BART"] == ["“What an idea,”"]
 
 
+def test_the_folder_may_begin_with_a_tilde(folder, monkeypatch):
+    monkeypatch.setenv("HOME", str(folder.parent))
+    monkeypatch.setenv("USERPROFILE", str(folder.parent))
+    monkeypatch.setenv("COMPANION_DATA", f"~/{folder.name}")
+    assert rewrites_by_others.rewrites(PUBLIC, "sbf", ["What a dull idea,"])
+
+
 def test_an_unknown_sentence_is_refused(folder):
     with pytest.raises(CompanionError, match="1 sentences of 'sbf' are not in"):
         rewrites_by_others.rewrites(PUBLIC, "sbf", ["Never seen."])

@@ -245,7 +245,7 @@ def test_a_choice_is_tried_as_the_rewriter_makes_it(denoiser, judges, dev_rows, 
         choice = choosing.Choice(trial.strengths, trial.least, settings_search.LOSS)
         rewriter = Rewriter(denoiser, Settings(masking.ours(0.0), 1.0, 1.0, 1.0, choice=choice))
         expected = judges({"original": toxic, "own": [r.text for r in rewriter(toxic)]})["own"]
-        assert trial.graded == pytest.approx(expected.graded.mean(), abs=1e-5)
+        assert trial.graded == pytest.approx(expected.graded.mean(), abs=2e-5)
         same = [r.text == r.original for r in rewriter(desk.harmless)]
-        assert trial.unchanged == np.mean(same)
+        assert trial.unchanged == pytest.approx(np.mean(same), abs=1e-5)
         assert trial.least < 0 or trial.unchanged == 1

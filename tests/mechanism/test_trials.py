@@ -14,7 +14,7 @@ from companion import profiles
 from companion.book import published_values
 from companion.data import by_profile
 from companion.lm import anatomy, drafts, generation, rows
-from companion.mechanism import frontier, methods, neurons, selection, stream, study
+from companion.mechanism import costs, frontier, methods, neurons, selection, stream, study
 from companion.mechanism.exam import BATCH_TOKENS, Outcome, examine
 from companion.mechanism.interventions import CONTEXT, AblateValues, Positions, applied
 from companion.mechanism.methods import (
@@ -22,7 +22,6 @@ from companion.mechanism.methods import (
     SIZES,
     ablation_controls,
     ablations,
-    calibrated,
     edits,
     patches,
     shifts,
@@ -119,8 +118,8 @@ def test_editing_takes_its_share_of_every_group(s, random):
 @pytest.fixture(scope="module")
 def every(s, sweep) -> list[Trial]:
     windows = perplexity.windows(s.base.lm, by_profile.prose(s.profile, "dev"), 32, 2)
-    costs = (1.0, 0.25, 0.7)  # the last is no cost of the papers: as if it were the DPO model's own
-    subtracted = [t for cost in costs for t in subtractions(s, sweep.base.view, windows, cost)]
+    at = (1.0, 0.25, 0.7)  # the last is no cost of the papers: as if it were the DPO model's own
+    subtracted = [t for cost in at for t in subtractions(s, sweep.base.view, windows, cost)]
     made = [*ablations(s), *ablation_controls(s), *patches(s), *edits(s), *unalignments(s), *shifts(s)]
     return [BASE, DPO, *subtracted, *made]
 
@@ -174,7 +173,7 @@ def test_a_calibrated_subtraction_costs_what_it_may(embedded_lm):
         perplexity.windows(lm, by_profile.prose(profiles.load("embedded"), "dev"), 48, 3),
     )
     direction = torch.randn(lm.model.config.hidden_size, generator=torch.Generator().manual_seed(0))
-    step = calibrated(lm, view, direction / direction.norm(), windows, 0.1)
+    step = costs.calibrated(lm, view, direction / direction.norm(), windows, 0.1)
     plain, count = perplexity.cross_entropy(lm, windows)
     with applied(view, step, positions=Positions.ALL):
         nll, _ = perplexity.cross_entropy(lm, windows)
@@ -184,10 +183,10 @@ def test_a_calibrated_subtraction_costs_what_it_may(embedded_lm):
 def test_its_own_cost_is_what_the_dpo_model_adds_on_these_windows(s, sweep):
     windows = perplexity.windows(s.base.lm, by_profile.prose(s.profile, "dev"), 32, 4)
     before, after = (perplexity.perplexity(this.lm, windows).value for this in (s.base, s.tuned))
-    found = methods.own_cost(s, windows)
-    assert found == pytest.approx(max(0.0, (after / before - 1) / methods.PUBLISHED_RISE), rel=1e-4)
+    found = costs.own_cost(s, windows)
+    assert found == pytest.approx(max(0.0, (after / before - 1) / costs.PUBLISHED_RISE), rel=1e-4)
     backwards = dataclasses.replace(s, base=s.tuned, tuned=s.base)
-    assert sorted([found > 0, methods.own_cost(backwards, windows) > 0]) == [False, True]
+    assert sorted([found > 0, costs.own_cost(backwards, windows) > 0]) == [False, True]
     nothing = subtractions(s, sweep.base.view, windows, 0.0)
     assert [t.key for t in nothing] == ["subtract_w_own", "subtract_random_own"]
     assert all(t.given[0].scale == 0 for t in nothing)

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from companion import paths
 from companion.data import public
 from companion.errors import CompanionError
 from companion.profiles import Profile
@@ -41,7 +42,7 @@ def rewrites(profile: Profile, name: str, originals: Sequence[str]) -> dict[str,
         If a sentence is not in the file.
     """
     folder = os.environ.get("COMPANION_DATA")
-    if profile.data != "public" or not folder or not Path(folder, FILE).exists():
+    if profile.data != "public" or not folder or not Path(paths.absolute(folder), FILE).exists():
         return {}
     rows = pd.read_csv(public.fetch(FILE), sep="\t", keep_default_na=False, dtype=str, quoting=3)
     rows = rows[rows.set == name]

@@ -48,12 +48,12 @@ class Exam:
     first: int = 0
 
     @classmethod
-    def of(cls, profile: Profile, lm: LanguageModel) -> Exam:
-        """The smaller exam of the sweeps, ``sweep_prompts`` and so on of the profile; evaluation part."""
-        prose = by_profile.prose(profile, "eval")
+    def of(cls, profile: Profile, lm: LanguageModel, split: str = "eval") -> Exam:
+        """The smaller exam of the sweeps, ``sweep_prompts`` and so on of the profile; part eval or dev."""
+        prose = by_profile.prose(profile, split)
         openings, references = by_profile.openings(by_profile.sentences(prose)[: profile.sweep_sentences])
         windows = perplexity.windows(lm, prose, profile.sweep_window_tokens, profile.sweep_windows)
-        prompts = by_profile.spread(by_profile.prompts(profile), profile.sweep_prompts).prompt.tolist()
+        prompts = by_profile.spread(by_profile.prompts(profile, split), profile.sweep_prompts).prompt.tolist()
         task = Task(prompts, profile.new_tokens, profile.max_prompt_tokens, batch_size=128)
         return cls(task, openings, references, windows)
 

@@ -10,14 +10,11 @@ from dataclasses import replace
 
 import numpy as np
 
-from companion.data import by_profile
-from companion.lm.recording import Task
 from companion.mechanism.exam import Candidate, Exam, Outcome
 from companion.mechanism.interventions import Positions
 from companion.mechanism.selection import edited
 from companion.mechanism.study import Study
 from companion.mechanism.trials import Sweep, Trial
-from companion.metrics import perplexity
 
 ALPHAS, BETAS = (0.5, 1.0, 2.0), (0.01, 0.03, 0.1)
 Setting = tuple[float, float]
@@ -25,13 +22,8 @@ Setting = tuple[float, float]
 
 def on_dev(sweep: Sweep) -> Sweep:
     """The same models with an exam of the same size on dev prompts and dev prose."""
-    study, profile = sweep.study, sweep.study.profile
-    asked = by_profile.prompts(profile, "dev", profile.sweep_prompts).prompt.tolist()
-    prose = by_profile.prose(profile, "dev")
-    windows = perplexity.windows(study.base.lm, prose, profile.sweep_window_tokens, profile.sweep_windows)
-    openings, references = by_profile.openings(by_profile.sentences(prose)[: profile.sweep_sentences])
-    task = Task(asked, profile.new_tokens, profile.max_prompt_tokens, batch_size=128)
-    exam = Exam(task, openings, references, windows)
+    study = sweep.study
+    exam = Exam.of(study.profile, study.base.lm, "dev")
     models = ((study.base.lm, sweep.base.view), (study.tuned.lm, sweep.tuned.view))
     return Sweep(study, *(Candidate(lm, view, exam) for lm, view in models))
 

@@ -11,15 +11,13 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from transformer_lens import TransformerBridge
 
-from companion import store
 from companion.lm import anatomy, recording
-from companion.lm.models import LanguageModel
+from companion.mechanism import costs
 from companion.mechanism.interventions import (
     AblateValues,
     Intervention,
@@ -28,7 +26,6 @@ from companion.mechanism.interventions import (
     Positions,
     RescaleKeys,
     Subtract,
-    applied,
 )
 from companion.mechanism.neurons import cosines
 from companion.mechanism.selection import (
@@ -45,7 +42,6 @@ from companion.mechanism.selection import (
 )
 from companion.mechanism.study import Study
 from companion.mechanism.trials import Trial
-from companion.metrics import perplexity
 from companion.profiles import Profile
 
 SIZES = (100, 200, 1000, 2000)  # numbers of toxic value vectors that Yang et al. (2024) ablate
@@ -65,19 +61,11 @@ SUBTRACTED = {
     "random": ("random direction", None),
 }
 PATCHED = {"dampened": ("patch all dampened toxic neurons", "yang2024v1")}  # published row of a set
-PUBLISHED_RISE = 23.56 / 21.70 - 1  # perplexity that subtracting W costs in Lee et al. (2024), table 2
-COSTS = {1.0: "", 0.25: ", a quarter of the cost", 4.0: ", four times the cost"}  # in units of that
-OWN_COST = ", at this DPO model's cost"
 
 
 def sizes(profile: Profile) -> list[int]:
     """How many value vectors are ablated."""
     return [n for n in SIZES if profile.complete or n in NEEDED_SIZES]
-
-
-def costs(profile: Profile) -> list[float]:
-    """Rises in perplexity at which directions are subtracted, in units of the published one."""
-    return [cost for cost in COSTS if profile.complete or cost == 1]
 
 
 def ablations(study: Study) -> list[Trial]:
@@ -108,63 +96,27 @@ def _pool(study: Study, kind: str) -> Neurons | None:
     return study.base.mean > 0 if kind == "positive" else None
 
 
-def calibrated(
-    lm: LanguageModel,
-    view: TransformerBridge,
-    direction: Float[Tensor, "*draw d_model"],
-    windows: list[list[int]],
-    rise: float,
-) -> Subtract:
-    """Subtraction with the scale at which perplexity on (dev) windows rises by ``rise``; kept in the store.
-
-    Lee et al. chose the scale so that perplexity equals that of the DPO model. Small steps cost
-    about the square of their size, which gives the next guess from the last. No rise, no step.
-    """
-    layer = lm.n_layers - 2  # the stream that enters the last block, where the probe reads
-    if rise == 0:
-        return Subtract(direction, 0.0, layer)
-
-    def search() -> float:
-        nll, count = perplexity.cross_entropy(lm, windows, 8)
-        scale = 1.0
-        for _ in range(5):
-            with applied(view, Subtract(direction, scale, layer), positions=Positions.ALL):
-                risen = np.exp((perplexity.cross_entropy(lm, windows, 8)[0] - nll).sum() / count.sum()) - 1
-            scale *= np.clip((rise / max(risen, 1e-9)) ** 0.5, 0.1, 10)
-        return float(scale)
-
-    unscaled = Subtract(direction, 1.0, layer).fingerprint
-    inputs = {"model": lm.fingerprint, "direction": unscaled, "windows": windows, "rise": rise}
-    return Subtract(direction, store.kept("scales", inputs, search), layer)
-
-
-def own_cost(study: Study, windows: list[list[int]]) -> float:
-    """What the DPO model costs in perplexity on (dev) windows, in units of the published rise; at least 0."""
-    (before, count), (after, _) = (
-        perplexity.cross_entropy(s.lm, windows, 8) for s in (study.base, study.tuned)
-    )
-    return max(0.0, float(np.exp((after - before).sum() / count.sum()) - 1) / PUBLISHED_RISE)
-
-
 def subtractions(
     study: Study, view: TransformerBridge, windows: list[list[int]], cost: float = 1.0
 ) -> list[Trial]:
     """Each direction subtracted at ``cost`` times the published rise in perplexity; the random one controls.
 
     At other costs than 1, or if the profile is not complete, only the probe's and the random one; a cost that
-    is none of ``COSTS`` is the DPO model's own (:func:`own_cost`). At a cost of 0 the scale is 0. ``view`` is
-    the bridge of the base model; scales are found on ``windows``.
+    is not listed in :mod:`companion.mechanism.costs` is the DPO model's own. At a cost of 0 the scale is 0.
+    ``view`` is the bridge of the base model; scales are found on ``windows``.
     """
-    suffix = "" if cost == 1 else f"_{cost:g}" if cost in COSTS else "_own"
+    suffix = "" if cost == 1 else f"_{cost:g}" if cost in costs.COSTS else "_own"
     keys = tuple(SUBTRACTED) if cost == 1 and study.profile.complete else ("w", "random")
     trials = []
     for key in keys:
         label, in_paper = SUBTRACTED[key]
-        step = calibrated(study.base.lm, view, directions(study)[key], windows, cost * PUBLISHED_RISE)
+        step = costs.calibrated(
+            study.base.lm, view, directions(study)[key], windows, cost * costs.PUBLISHED_RISE
+        )
         trials += [
             Trial(
                 f"subtract_{key}{suffix}",
-                f"subtract {label}{COSTS.get(cost, OWN_COST)}",
+                f"subtract {label}{costs.COSTS.get(cost, costs.OWN_COST)}",
                 "subtract",
                 (step,),
                 control_of=tuple(f"subtract_{k}{suffix}" for k in keys[:-1]) if key == "random" else (),

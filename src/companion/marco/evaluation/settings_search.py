@@ -171,10 +171,12 @@ def choices(desk: Desk) -> list[ChoiceTrial]:
                     threshold,
                     strengths,
                     least,
-                    graded=float(ours.graded.mean()),
-                    drop=1 - float(ours.toxicity.mean() / before),
-                    similarity=float(ours.similarity.mean()),
-                    unchanged=float(np.mean([a == b for a, b in zip(left, desk.harmless, strict=True)])),
+                    graded=round(float(ours.graded.mean()), 5),
+                    drop=round(1 - float(ours.toxicity.mean() / before), 5),
+                    similarity=round(float(ours.similarity.mean()), 5),
+                    unchanged=round(
+                        float(np.mean([a == b for a, b in zip(left, desk.harmless, strict=True)])), 5
+                    ),
                 )
             )
     return trials
