@@ -18,6 +18,7 @@ from companion.marco.denoisers import protocol
 from companion.marco.evaluation import baselines
 from companion.marco.experts.loading import Experts
 from companion.marco.rewriting import masking, rewriter, words
+from companion.marco.rewriting.choosing import Candidate
 from companion.marco.rewriting.rewriter import Rewrite, Rewriter
 from companion.marco.rewriting.settings import PUBLISHED, Settings, alone
 
@@ -35,6 +36,7 @@ def marco(experts: Experts, texts: Sequence[str], settings: Settings | None = No
                 "text": r.text,
                 "masked": r.masked,
                 "divergence": [None if np.isnan(d) else float(d) for d in r.divergence],
+                "candidates": r.candidates,
             }
             for r in rewriter(some)
         ]
@@ -47,6 +49,7 @@ def marco(experts: Experts, texts: Sequence[str], settings: Settings | None = No
             words.split(experts.denoiser, text),
             np.array([np.nan if d is None else d for d in row["divergence"]], dtype=float),
             row["masked"],
+            [Candidate(*one) for one in row["candidates"]],
         )
         for text, row in zip(texts, _kept(key, texts, make), strict=True)
     ]
@@ -69,13 +72,16 @@ def filled(
     return _kept(key, list(zip(texts, masked, strict=True)), make)
 
 
-def methods(experts: Experts, instruct: LanguageModel, ours: Sequence[Rewrite]) -> dict[str, list[str]]:
+def methods(
+    experts: Experts, instruct: LanguageModel, ours: Sequence[Rewrite], seed: int
+) -> dict[str, list[str]]:
     """What each method makes of the sentences that MaRCo rewrote: the originals, four baselines, MaRCo.
 
     ``delete masks`` leaves out the words that MaRCo masks, ``MaRCo, chosen`` is the experts' choice among
-    several rewrites. ``instruct`` must be a model without adapters.
+    several rewrites, ``MaRCo, drawn`` its control by lot. ``instruct`` must be a model without adapters.
     """
     texts, masked = [r.original for r in ours], [r.masked for r in ours]
+    several = marco(experts, texts, experts.several)
     asked = {"method": "ask", "model": instruct.fingerprint}
     return {
         "original": texts,
@@ -84,7 +90,8 @@ def methods(experts: Experts, instruct: LanguageModel, ours: Sequence[Rewrite]) 
         "refill": filled(experts, texts, masked, alone(experts.settings), (protocol.BASE,) * 3),
         "ask": _kept(asked, texts, lambda some: baselines.ask(instruct, some)),
         "MaRCo": [r.text for r in ours],
-        "MaRCo, chosen": [r.text for r in marco(experts, texts, experts.several)],
+        "MaRCo, chosen": [r.text for r in several],
+        "MaRCo, drawn": drawn(several, seed),
     }
 
 
@@ -114,6 +121,17 @@ def cautious(experts: Experts, ours: Sequence[Rewrite]) -> list[str]:
     """What the cautious threshold makes of the sentences, whose words are scored already."""
     fewer = [masking.choose(r.divergence, experts.cautious.masking) for r in ours]
     return filled(experts, [r.original for r in ours], fewer, experts.cautious)
+
+
+def drawn(several: Sequence[Rewrite], seed: int) -> list[str]:
+    """As many sentences changed as the experts chose to; which ones, and to which candidate, is drawn."""
+    lot = random.Random(seed)
+    could = [i for i, r in enumerate(several) if r.candidates]
+    changed = lot.sample(could, sum(r.text != r.original for r in several))
+    texts = [r.original for r in several]
+    for i in sorted(changed):
+        texts[i] = lot.choice(several[i].candidates).text
+    return texts
 
 
 def shuffled(rewrites: Sequence[Rewrite], seed: int) -> list[list[int]]:
