@@ -10,6 +10,7 @@ import torch
 import trl_runs
 from hypothesis import given
 from hypothesis import strategies as st
+from toy_pairs import some_pairs
 
 from companion.lm import checkpoint
 from companion.mechanism import dpo
@@ -25,16 +26,6 @@ from companion.mechanism.dpo import (
 from companion.mechanism.pairs import Pair
 
 FAST = DPOConfig(learning_rate=1e-3, batch_size=4, steps=10, warmup=3, max_new_tokens=8, precision="no")
-
-
-def some_pairs(n: int) -> list[Pair]:
-    """Pairs of varied length that have something to learn: chosen continuations count up, rejected ones
-    shout."""
-    prompts = ["The cat", "I said that", "a", "When it rains in the", "No", "You are"]
-    return [
-        Pair(f"{prompts[i % 6]} {i}", f" {i} and {'so ' * (i % 3)}", "!" * (2 + i % 7), 0.1, 0.9)
-        for i in range(n)
-    ]
 
 
 @pytest.fixture

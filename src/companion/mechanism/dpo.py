@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import json
+import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -17,8 +18,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
@@ -26,11 +25,13 @@ from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from companion import store
-from companion.lm import tokens
-from companion.lm.checkpoint import Checkpoint
-from companion.lm.models import LanguageModel, load_folder, usable_cuda
+from companion.lm import processes, tokens
+from companion.lm.models import LanguageModel, load_folder
+from companion.lm.sharding import Sharded, Single, share
 from companion.mechanism.pairs import Pair
 from companion.profiles import Profile
+
+JOB, START, HISTORY = "job.json", "start", "history.json"  # what several processes are given, and leave
 
 
 @dataclass(frozen=True)
@@ -179,21 +180,24 @@ def schedule_batches(n: int, batch_size: int, steps: int, seed: int) -> list[lis
 
 @torch.no_grad()
 def reference_logps(
-    accelerator: Accelerator, model: nn.Module, triples: Sequence[Triple], batches: Sequence[Sequence[int]]
+    team: Single | Sharded, model: nn.Module, triples: Sequence[Triple], batches: Sequence[Sequence[int]]
 ) -> Float[Tensor, "pairs 2"]:
     """:func:`completion_logps` of the untrained model for the pairs that training will see (0 for others).
 
     Packed as training first sees them: another packing rounds otherwise, which in bf16 moves the loss before
     the first step from ln 2 by more than the first steps do.
     """
-    logps, seen = torch.zeros(len(triples), 2), torch.zeros(len(triples), dtype=torch.bool)
+    logps, seen = torch.zeros(len(triples), 2), set[int]()
     for rows in batches:
-        new = ~seen[rows]
-        if new.any():
-            found = completion_logps(model, _packed(triples, rows, accelerator.device)).float().cpu()
-            logps[torch.tensor(rows)[new]] = found[new]
-            seen[rows] = True
-    return logps
+        if not seen.issuperset(rows):
+            mine, own = share(rows, team.index, team.count)
+            found = completion_logps(model, _packed(triples, mine, team.device)).float().cpu()
+            for k, row in enumerate(mine[:own]):
+                first = rows.index(row) == team.index + k * team.count  # a new epoch may repeat one
+                if first and row not in seen:
+                    logps[row] = found[k]
+            seen.update(rows)
+    return team.total(logps)
 
 
 def train(
@@ -202,6 +206,7 @@ def train(
     config: DPOConfig,
     folder: Path,
     *,
+    team: Single | Sharded | None = None,
     save_every: int = 20,
     progress: str | None = None,
 ) -> list[dict]:
@@ -209,26 +214,23 @@ def train(
 
     RMSprop, linear warm-up to a constant rate, gradient clipping, no dropout. Every
     ``save_every`` steps the state goes to ``folder``; a call that finds a state there goes on
-    from it and ends with the same bits as an undisturbed one.
+    from it and ends with the same bits as an undisturbed one. Of a ``team`` of several processes each calls
+    this with all pairs, and learns from its share of each batch.
     """
-    AcceleratorState._reset_state()  # or a second training in this process could not have another precision
-    accelerator = Accelerator(mixed_precision=config.precision, cpu=not usable_cuda())
+    team = team or Single(config.precision)
     model.eval()  # dropout off, as in the papers
-    optimizer = torch.optim.RMSprop(model.parameters(), lr=config.learning_rate)
-    model, optimizer = accelerator.prepare(model, optimizer)
-    parameters = dict(accelerator.unwrap_model(model).named_parameters())
-    checkpoint = Checkpoint(folder / "training.safetensors", parameters, optimizer)
+    policy, optimizer = team.prepare(model, lambda p: torch.optim.RMSprop(p, lr=config.learning_rate))
+    checkpoint = team.checkpoint(folder, policy, optimizer)
     history, besides = checkpoint.load()
     schedule = schedule_batches(len(triples), config.batch_size, config.steps, config.seed)
     reference = besides.get("reference")
     if reference is None:
-        reference = reference_logps(accelerator, model, triples, schedule)
+        reference = reference_logps(team, policy, triples, schedule)
     for rows in tqdm(schedule[len(history) :], desc=progress, disable=progress is None):
-        batch, ref = _packed(triples, rows, accelerator.device), reference[rows].to(accelerator.device)
         started = time.perf_counter()
         for group in optimizer.param_groups:
             group["lr"] = config.learning_rate * min(1.0, (len(history) + 1) / config.warmup)
-        row = step(accelerator, model, optimizer, batch, ref, config)
+        row = step(team, policy, optimizer, triples, rows, reference, config)
         history.append({**row, "seconds": round(time.perf_counter() - started, 3)})
         if len(history) % save_every == 0 and len(history) < config.steps:
             checkpoint.save(history, reference=reference)
@@ -237,36 +239,40 @@ def train(
 
 
 def step(
-    accelerator: Accelerator,
+    team: Single | Sharded,
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
-    batch: PairBatch,
-    reference: Tensor,
+    triples: Sequence[Triple],
+    rows: Sequence[int],
+    reference: Float[Tensor, "pairs 2"],
     config: DPOConfig,
 ) -> dict:
     """One optimiser step; returns loss, accuracy, margin (times β), mean log-probabilities and their change.
 
     The change is that of both sides against the reference, in nats, before this step has learned from them.
     """
-    logps = completion_logps(model, batch)
+    mine, own = share(rows, team.index, team.count)
+    logps = completion_logps(model, _packed(triples, mine, team.device))
+    before = reference[mine].to(team.device)
     chosen, rejected = logps.unbind(1)
-    losses = dpo_loss(chosen, rejected, reference[:, 0], reference[:, 1], config.beta)
-    accelerator.backward(losses.mean())
-    accelerator.clip_grad_norm_(model.parameters(), config.max_grad_norm)
+    losses = dpo_loss(chosen, rejected, before[:, 0], before[:, 1], config.beta)
+    team.backward(losses[:own].sum() / len(rows))
+    team.clip(model, config.max_grad_norm)
     optimizer.step()
     optimizer.zero_grad()
-    raised = logps.detach() - reference  # pairs 2
+    raised = logps.detach() - before  # own 2
     margin = config.beta * (raised[:, 0] - raised[:, 1])
     measured = {
-        "loss": losses.mean(),
-        "accuracy": (margin > 0).float().mean(),
-        "margin": margin.mean(),
-        "chosen": chosen.mean(),
-        "rejected": rejected.mean(),
-        "chosen_change": raised[:, 0].mean(),
-        "rejected_change": raised[:, 1].mean(),
+        "loss": losses.detach(),
+        "accuracy": (margin > 0).float(),
+        "margin": margin,
+        "chosen": chosen.detach(),
+        "rejected": rejected.detach(),
+        "chosen_change": raised[:, 0],
+        "rejected_change": raised[:, 1],
     }
-    return {name: value.item() for name, value in measured.items()}
+    means = team.total(torch.stack([values[:own].sum() for values in measured.values()])) / len(rows)
+    return dict(zip(measured, means.tolist(), strict=True))
 
 
 def trained(
@@ -276,13 +282,21 @@ def trained(
     triples = encode_pairs(lm.tokenizer, pairs, config.max_prompt_tokens, config.max_new_tokens)
 
     def build(folder: Path) -> None:
-        policy = copy.deepcopy(lm.model)
-        history = train(policy, triples, config, folder, progress=progress)
-        policy.save_pretrained(folder)
         lm.tokenizer.save_pretrained(folder)
-        (folder / "history.json").write_text(json.dumps(history), encoding="utf-8")
+        if processes.count() > 1:
+            job = {"triples": triples, "config": asdict(config), "progress": progress}
+            (folder / JOB).write_text(json.dumps(job), encoding="utf-8")
+            lm.model.save_pretrained(folder / START)
+            processes.launch("companion.mechanism.dpo_worker", folder, "DPO")
+            (folder / JOB).unlink()
+            shutil.rmtree(folder / START)
+        else:
+            policy = copy.deepcopy(lm.model)
+            history = train(policy, triples, config, folder, progress=progress)
+            policy.save_pretrained(folder)
+            (folder / HISTORY).write_text(json.dumps(history), encoding="utf-8")
 
     inputs = {"model": lm.fingerprint, "pairs": store.key_of({"triples": triples}), "config": asdict(config)}
     folder = store.artifact("dpo", inputs, build)
-    history = json.loads((folder / "history.json").read_text(encoding="utf-8"))
+    history = json.loads((folder / HISTORY).read_text(encoding="utf-8"))
     return load_folder(folder, f"{lm.name}-dpo"), history

@@ -11,14 +11,16 @@ is therefore the less toxic of the greedy continuation and one steered *away* fr
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from companion import paths, profiles, store, toxicity
 from companion.data import by_profile
 from companion.errors import CompanionError
-from companion.lm import models, tokens
+from companion.lm import models, processes, tokens
 from companion.lm.generation import generate
 from companion.lm.models import LanguageModel
 from companion.lm.recording import Task
@@ -67,15 +69,7 @@ def make_pairs(
     rows = tokens.encode(lm.tokenizer, task.prompts, task.max_prompt_tokens)
     shown = lm.tokenizer.batch_decode(rows, skip_special_tokens=True)
     greedy = generate(lm, shown, new_tokens=task.new_tokens)
-
-    def written(name: str, toxic: bool, seed: int) -> list[str]:
-        path = folder / f"{name}.jsonl"
-        return steered(
-            lm, probe, rows, settings, toxic=toxic, new_tokens=task.new_tokens, seed=seed, path=path
-        )
-
-    civil = written("civil", False, seed)
-    toxic = [written(f"toxic_{r}", True, seed + 1000 * r) for r in range(rounds)]
+    civil, *toxic = map(_writer(lm, probe, task, settings, folder), _rounds(rounds, seed))
     rejectable = [(texts, scorer(texts)) for texts in (*toxic, greedy.texts)]
     greedy_score, civil_score = rejectable[-1][1], scorer(civil)
     pairs = []
@@ -87,6 +81,41 @@ def make_pairs(
                 toxicity = round(float(low), 4), round(float(scores[i]), 4)
                 pairs.append(Pair(shown[i], chosen, texts[i], *toxicity))
     return pairs
+
+
+class Round(NamedTuple):
+    """One steered continuation of every prompt: the name of its file, the way it is steered, its seed."""
+
+    name: str
+    toxic: bool
+    seed: int
+
+
+def _rounds(toxic: int, seed: int) -> list[Round]:
+    return [Round("civil", False, seed), *(Round(f"toxic_{r}", True, seed + 1000 * r) for r in range(toxic))]
+
+
+def _writer(
+    lm: LanguageModel, probe: Probe, task: Task, settings: PPLM, folder: Path
+) -> Callable[[Round], list[str]]:
+    """What writes a round, or goes on with one that a file has the beginning of."""
+    rows = tokens.encode(lm.tokenizer, task.prompts, task.max_prompt_tokens)
+    return lambda one: steered(
+        lm,
+        probe,
+        rows,
+        settings,
+        toxic=one.toxic,
+        new_tokens=task.new_tokens,
+        seed=one.seed,
+        path=folder / f"{one.name}.jsonl",
+    )
+
+
+def _writer_of(profile: Profile, task: Task, settings: PPLM, folder: Path) -> Callable[[Round], list[str]]:
+    """The same in a process of its own, with the profile's model and probe."""
+    lm = models.load(profile.model)
+    return _writer(lm, probe.load(profile, lm), task, settings, folder)
 
 
 def write(pairs: Sequence[Pair], path: Path) -> None:
@@ -134,6 +163,9 @@ def load(profile: Profile, lm: LanguageModel, probe: Probe, scorer: Scorer) -> l
     def build(folder: Path) -> None:
         task = Task(prompts, profile.new_tokens, profile.max_prompt_tokens)
         settings = PPLM(iterations=profile.pplm_iterations)
+        given = profile, task, settings, folder
+        for failure in processes.spread(_writer_of, given, _rounds(rounds, profile.seed)):
+            warnings.warn(failure, stacklevel=2)
         pairs = make_pairs(
             lm,
             probe,

@@ -5,15 +5,18 @@ What the trials of the papers are, :mod:`companion.mechanism.methods` lists.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import warnings
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from tqdm import tqdm
 from transformer_lens import TransformerBridge
 
+from companion.lm import processes
 from companion.mechanism.exam import Candidate, Exam, Outcome, Writing, examine
 from companion.mechanism.interventions import Intervention, Positions
-from companion.mechanism.study import Study
+from companion.mechanism.study import Study, begin
+from companion.profiles import Profile
 
 
 @dataclass(frozen=True)
@@ -54,15 +57,24 @@ class Sweep:
         return cls(study, *_candidates(study, Exam.of(study.profile, study.base.lm), study.views()))
 
     def run(self, trials: Iterable[Trial]) -> dict[str, Outcome]:
-        """Outcomes by key, one trial after the other; an interrupted list goes on where it stopped."""
-        outcomes = {}
-        for trial in (bar := tqdm(list(trials), unit="trial")):
+        """Outcomes by key, one trial after the other; an interrupted list goes on where it stopped.
+
+        Several processes (:mod:`companion.lm.processes`) deal the trials out.
+        """
+        outcomes, chosen = {}, list(trials)
+        for failure in processes.spread(_examiner, (self.study.profile, self.base.exam), chosen):
+            warnings.warn(failure, stacklevel=2)
+        for trial in (bar := tqdm(chosen, unit="trial")):
             bar.set_postfix_str(trial.label)
-            candidate = self.tuned if trial.on_tuned else self.base
-            outcomes[trial.key] = examine(
-                candidate, self.study.scorers, *trial.given, writing=trial.writing, reading=trial.reading
-            )
+            outcomes[trial.key] = self.examined(trial)
         return outcomes
+
+    def examined(self, trial: Trial) -> Outcome:
+        """The outcome of one trial."""
+        candidate = self.tuned if trial.on_tuned else self.base
+        return examine(
+            candidate, self.study.scorers, *trial.given, writing=trial.writing, reading=trial.reading
+        )
 
     def run_on_more_prompts(self, trials: Iterable[Trial]) -> dict[str, Outcome]:
         """The same with toxicity on all evaluation prompts, the sweep's first; the rest is the sweep's.
@@ -78,14 +90,21 @@ class Sweep:
         return {key: outcome.with_more_prompts(more[key]) for key, outcome in outcomes.items()}
 
 
+def _examiner(profile: Profile, exam: Exam) -> Callable[[Trial], Outcome]:
+    """In a process of its own: both models from the store, for the same exam."""
+    study = begin(profile)
+    return Sweep(study, *_candidates(study, exam, study.views())).examined
+
+
 def _candidates(
     study: Study, exam: Exam, views: tuple[TransformerBridge, TransformerBridge]
 ) -> list[Candidate]:
-    """Both models; what they write by themselves is known from all evaluation prompts."""
+    """Both models; what they write by themselves after evaluation prompts is known."""
     row = {prompt: i for i, prompt in enumerate(study.task.prompts)}
-    rows = [row[prompt] for prompt in exam.task.prompts]
+    rows = [row[prompt] for prompt in exam.task.prompts if prompt in row]
+    known = len(rows) == len(exam.task.prompts)  # not so of dev prompts
     return [
-        Candidate(subject.lm, view, exam, subject.text.of(rows))
+        Candidate(subject.lm, view, exam, subject.text.of(rows) if known else None)
         for subject, view in zip((study.base, study.tuned), views, strict=True)
     ]
 
