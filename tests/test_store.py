@@ -82,7 +82,7 @@ BUILDERS = {
         ["mechanism.exam"],
     ),
     "mechanism.costs": (["mechanism.interventions"], ["mechanism.methods"]),
-    "mechanism.dpo": (["lm.tokens", "lm.checkpoint", "lm.kernels"], ["mechanism.neurons"]),
+    "mechanism.dpo": (["lm.tokens", "lm.checkpoint", "lm.kernels", "lm.sharding"], ["mechanism.neurons"]),
     "mechanism.kl_dpo": (["mechanism.dpo", "lm.checkpoint", "lm.tokens"], ["mechanism.neurons"]),
     "lm.recording": (
         ["lm.models", "lm.activations", "lm.generation", "lm.tokens", "lm.anatomy"],

@@ -30,6 +30,10 @@ from companion.mechanism import dpo
 from companion.mechanism.dpo import DPOConfig, Triple
 
 STEPS = 10
+# What the server of processes imports once, and each of them has; it does not know this folder.
+PRELOADED = ["companion.mechanism.dpo"] + [
+    f"transformers.models.{name}.modeling_{name}" for name in ("gpt2", "llama", "gemma2", "mistral")
+]
 # Keys' biases of GPT-2 have no gradient but rounding, of which RMSprop makes steps: hence this rate.
 CONFIG = DPOConfig(learning_rate=2e-4, batch_size=6, steps=STEPS, warmup=3, max_new_tokens=8)
 SMALL = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -68,7 +72,7 @@ def one_of_several(rank: int, count: int, port: int, job: Callable, args: tuple)
 def together(count: int, job: Callable, *args: object) -> list[int]:
     """Run a function in several processes at once; return their exit codes."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["test_shared_dpo"])
+    context.set_forkserver_preload(PRELOADED)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

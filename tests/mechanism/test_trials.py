@@ -13,7 +13,7 @@ import torch
 from companion import profiles
 from companion.book import published_values
 from companion.data import by_profile
-from companion.lm import anatomy, drafts, generation, rows
+from companion.lm import anatomy, drafts, generation, processes, rows
 from companion.mechanism import costs, frontier, methods, neurons, selection, stream, study
 from companion.mechanism.exam import BATCH_TOKENS, Outcome, examine
 from companion.mechanism.interventions import CONTEXT, AblateValues, Positions, applied
@@ -246,6 +246,33 @@ def test_outcomes_are_kept_by_intervention_and_positions(s, sweep, monkeypatch):
 def test_trials_run_on_the_model_they_name(s, sweep):
     outcomes = sweep.run([BASE, DPO])
     assert (outcomes["base"].nll != outcomes["dpo"].nll).any()
+
+
+def test_a_sweep_that_is_dealt_out_is_the_same(tmp_path, monkeypatch):
+    """A process that dies leaves its trials to the caller."""
+    monkeypatch.setenv("COMPANION_CACHE", str(tmp_path))
+    begun = study.begin(profiles.load("smoke"))
+    alone = Sweep.of(begun)
+    chosen = [BASE, DPO, *ablations(begun)[:3]]
+    monkeypatch.setenv(processes.PROCESSES, "2")
+    dealt = []
+    spread = processes.spread
+
+    def losing_the_second(begin, given, pieces):
+        assert spread(begin, given, pieces[:3]) == []
+        dealt.extend(tmp_path.glob("written/*/made.json"))
+        return ["process 2 of 2 ended"]
+
+    monkeypatch.setattr(processes, "spread", losing_the_second)
+    with pytest.warns(UserWarning, match="process 2 of 2 ended"):
+        shared = alone.run(chosen)
+    assert len(dealt) == 3 and list(shared) == [trial.key for trial in chosen]
+    monkeypatch.setattr("companion.store.kept", lambda kind, inputs, make: make())
+    for trial in chosen:
+        again = alone.examined(trial)
+        assert shared[trial.key].texts == again.texts
+        np.testing.assert_array_equal(shared[trial.key].nll, again.nll)
+        np.testing.assert_array_equal(shared[trial.key].toxicity, again.toxicity)
 
 
 def test_all_prompts_are_the_sweep_s_and_the_rest_each_with_its_own_draw(s, sweep):
