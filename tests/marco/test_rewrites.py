@@ -125,7 +125,7 @@ def test_the_store_does_not_confuse_what_differs(experts):
 def test_what_the_store_holds_is_plain_json(experts):
     marco(experts, ["?!", "so it goes"])
     rows = json.loads(next(paths.cache().glob("rewrites/*/made.json")).read_text(encoding="utf-8"))
-    assert rows[0] == {"text": "?!", "masked": [], "divergence": [None]}
+    assert rows[0] == {"text": "?!", "masked": [], "divergence": [None], "candidates": []}
     assert all(value >= -1e-6 for value in rows[1]["divergence"])
 
 
