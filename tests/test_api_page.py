@@ -37,6 +37,15 @@ def test_examples_are_found():
     ]
 
 
+def test_sections_of_what_comes_back_begin_with_its_type():
+    """Sphinx takes the first line for a type: a sentence there is a link that leads nowhere, and no book."""
+    for file in sorted(paths.PACKAGE.rglob("*.py")):
+        text = file.read_text(encoding="utf-8")
+        for head, first, second in re.findall(r" (Returns|Yields)\n +-+\n( *\S.*)\n(.*)\n", text):
+            indents = [len(line) - len(line.lstrip()) for line in (first, second)]
+            assert indents[0] < indents[1], f"{file}: {head} begins with {first.strip()!r}"
+
+
 def test_every_module_has_its_section():
     modules = {
         ".".join(("companion", *path.relative_to(paths.PACKAGE).with_suffix("").parts)).removesuffix(

@@ -101,7 +101,8 @@ def spread(
 
     Returns
     -------
-    A sentence for each process that failed.
+    list[str]
+        A sentence for each process that failed.
     """
     n = min(count(), len(pieces))
     if n < 2:
