@@ -30,8 +30,25 @@ def test_an_edition_keeps_what_was_run_and_all_intervals(found):
     path = editions.make(found)
     made = editions.load("public")
     assert path.name == "public.json" and editions.names() == ["public"]
-    assert made["chapters"]["dpo"]["seconds"] == 7 and len(made["commit"]) in (0, 40)
+    took = made["chapters"]["dpo"]
+    assert took["seconds"] == 7 and took["profile"] == "public" and len(took["commit"]) in (0, 40)
     assert made["results"]["controls_drop"]["high"] == 0.61235 and "seed" not in path.read_text("utf-8")
+
+
+def test_a_profile_at_an_editions_size_makes_the_edition_of_its_own(found):
+    path = editions.make({**found, "profile": "full"})
+    assert path.name == "embedded.json" and editions.names() == ["embedded"]
+    assert editions.load("full") == editions.load("embedded")
+
+
+def test_a_chapter_that_did_not_run_keeps_its_place_in_the_edition(found):
+    other = {"value": 1.0, "low": 0.5, "high": 1.5, "n": 9, "chapter": "probe"}
+    editions.make({**found, "results": {"accuracy": other}, "chapters": {"probe": {"seconds": 1}}})
+    editions.make(found)
+    made = editions.load("public")
+    assert made["results"]["accuracy"] == other and set(made["results"]) == {"accuracy", *HOLDS}
+    editions.make({**found, "results": {}})
+    assert set(editions.load("public")["results"]) == {"accuracy"}  # what a chapter no longer gives is gone
 
 
 def test_the_table_has_a_column_for_the_run_and_each_edition(found):

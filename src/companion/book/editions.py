@@ -15,11 +15,12 @@ from companion import paths, store
 
 FOLDER = paths.DATA / "editions"
 DIGITS = 5  # significant ones; intervals are never this sure
+SIZE_OF = {"full": "embedded"}  # profiles that are another one at an edition's size
 
 
 def load(name: str) -> dict[str, Any]:
-    """An edition by the profile that was run; ``results`` is empty if there is none."""
-    path = FOLDER / f"{name}.json"
+    """The edition of a profile; ``results`` is empty if there is none. That of *full* is *embedded*'s."""
+    path = _path(name)
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"results": {}}
 
 
@@ -29,7 +30,13 @@ def names() -> list[str]:
 
 
 def make(found: dict[str, Any]) -> Path:
-    """Take a run's ``results.json`` as the edition of its profile; return the file."""
+    """Take a run's ``results.json`` as the edition of its profile, chapter by chapter; return the file.
+
+    Chapters that did not run keep what the edition says of them: a long run may be spread over days. Each
+    chapter says from which commit, profile and versions its results are.
+    """
+    before = load(found["profile"])
+    kept = {k: v for k, v in before["results"].items() if v["chapter"] not in found["chapters"]}
     results = {
         name: {
             key: _short(value)
@@ -41,12 +48,26 @@ def make(found: dict[str, Any]) -> Path:
     commit = subprocess.run(
         ["git", "rev-parse", "HEAD"], cwd=paths.project(), capture_output=True, text=True, check=False
     )
-    edition = {**found, "commit": commit.stdout.strip(), "results": results}
+    origin = {
+        "profile": found["profile"],
+        "commit": commit.stdout.strip(),
+        "torch": found.get("versions", {}).get("torch", ""),
+        "machine": found.get("machine", {}),
+    }
+    chapters = {name: {**took, **origin} for name, took in found["chapters"].items()}
+    edition = {
+        "chapters": {**before.get("chapters", {}), **chapters},
+        "results": dict(sorted({**kept, **results}.items())),
+    }
     FOLDER.mkdir(exist_ok=True)
-    path = FOLDER / f"{found['profile']}.json"
+    path = _path(found["profile"])
     with store.replacing(path) as fresh:
         fresh.write_text(json.dumps(edition, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     return path
+
+
+def _path(profile: str) -> Path:
+    return FOLDER / f"{SIZE_OF.get(profile, profile)}.json"
 
 
 def _short(value: object) -> object:
