@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import multiprocessing
 import os
@@ -26,12 +27,13 @@ from transformers import (
 
 from companion.errors import CompanionError
 from companion.lm import processes, sharding, tiny
-from companion.mechanism import dpo
+from companion.mechanism import dpo, kl_dpo, shared_training
 from companion.mechanism.dpo import DPOConfig, Triple
+from companion.mechanism.kl_dpo import KLConfig
 
 STEPS = 10
 # What the server of processes imports once, and each of them has; it does not know this folder.
-PRELOADED = ["companion.mechanism.dpo"] + [
+PRELOADED = ["companion.mechanism.kl_dpo"] + [
     f"transformers.models.{name}.modeling_{name}" for name in ("gpt2", "llama", "gemma2", "mistral")
 ]
 # Keys' biases of GPT-2 have no gradient but rounding, of which RMSprop makes steps: hence this rate.
@@ -106,6 +108,31 @@ def train(family: str, folder: Path, stop: int, precision: str = "no") -> None:
         (folder / "history.json").write_text(json.dumps(history))
 
 
+def with_term(rate: float) -> KLConfig:
+    """Held-out pairs are measured before every other step; at 2e-2 their loss falls and rises again."""
+    return KLConfig(dataclasses.replace(CONFIG, learning_rate=rate), 0.2, held_out=3, every=2, patience=1)
+
+
+def train_with_term(rate: float, folder: Path, stop: int) -> None:
+    """Train with the KL term as one of several, up to a step or to the end."""
+    team, model, taken = sharding.Sharded("no"), model_of("llama-3"), list[dict]()
+    if stop:
+        step = kl_dpo.step
+
+        def step_and_end(*args):
+            taken.append(step(*args))
+            if len(taken) == stop:
+                sys.exit(0)
+            return taken[-1]
+
+        kl_dpo.step = step_and_end
+    history = kl_dpo.train(model, model_of("llama-3"), triples(), with_term(rate), folder, team=team)
+    weights = sharding.whole(model)
+    if team.index == 0:
+        save_file({name: value.clone() for name, value in weights.items()}, folder / "weights.safetensors")
+        (folder / "history.json").write_text(json.dumps(history))
+
+
 def outcome(folder: Path) -> tuple[dict[str, torch.Tensor], list[dict]]:
     return load_file(folder / "weights.safetensors"), json.loads((folder / "history.json").read_text())
 
@@ -129,6 +156,26 @@ def test_several_processes_learn_what_one_does(family, count, tmp_path):
     assert_same(outcome(tmp_path), (alone.state_dict(), history), 1e-5)
     assert history[-1]["loss"] < 0.98 * history[0]["loss"]
     assert not any(path.is_dir() for path in tmp_path.iterdir())  # no checkpoint is left
+
+
+@pytest.mark.parametrize(("rate", "stop"), [(2e-4, 0), (2e-2, 0), (2e-2, 3)])
+def test_the_training_with_the_kl_term_is_shared_too(rate, stop, tmp_path):
+    """Stopped, another number of processes goes on. At the higher rate it ends by itself and goes back to
+    the best weights; rounding grows with the rate, too."""
+    config, tolerance = with_term(rate), 1e-5 if rate < 1e-3 else 1e-3
+    alone = model_of("llama-3")
+    history = kl_dpo.train(alone, model_of("llama-3"), triples(), config, tmp_path)
+    assert len(history) == (STEPS + 1 if rate < 1e-3 else 5)
+    if stop:
+        assert together(3, train_with_term, rate, tmp_path, stop) == [0] * 3
+        assert {path.name for path in tmp_path.iterdir()} == {"training", sharding.KEPT}
+    assert together(2, train_with_term, rate, tmp_path, 0) == [0] * 2
+    weights, rows = outcome(tmp_path)
+    assert not any(path.is_dir() for path in tmp_path.iterdir())
+    for one, other in zip(rows, history, strict=True):
+        assert one == pytest.approx(other, rel=tolerance, abs=tolerance)
+    for name, value in alone.state_dict().items():
+        torch.testing.assert_close(weights[name], value, rtol=0, atol=tolerance)
 
 
 def test_more_processes_than_pairs_of_a_step():
@@ -165,7 +212,16 @@ def test_through_the_launcher_and_the_store(tiny_llama, tmp_path, monkeypatch):
         torch.testing.assert_close(one, other, rtol=0, atol=1e-5)
     assert [row["loss"] for row in rows] == pytest.approx([row["loss"] for row in history], abs=1e-6)
     [folder] = (tmp_path / "two" / "dpo").glob("*/")
-    assert not (folder / dpo.START).exists() and not (folder / dpo.JOB).exists()
+    assert not (folder / shared_training.START).exists() and not (folder / shared_training.JOB).exists()
+    config = KLConfig(dataclasses.replace(config, steps=4), gamma=0.1, held_out=3, every=2)
+    monkeypatch.setenv(processes.PROCESSES, "1")
+    alone, history = kl_dpo.trained(tiny_llama, some_pairs(13), config)
+    monkeypatch.setenv(processes.PROCESSES, "2")
+    monkeypatch.setenv("COMPANION_CACHE", str(tmp_path / "three"))
+    shared, rows = kl_dpo.trained(tiny_llama, some_pairs(13), config)
+    for one, other in zip(alone.model.parameters(), shared.model.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-5)
+    assert rows[-1]["validation"] == pytest.approx(history[-1]["validation"], abs=1e-6)
 
 
 def test_a_process_that_fails_is_named(tmp_path, monkeypatch):

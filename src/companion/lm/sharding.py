@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -28,6 +29,7 @@ from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_model_state_dict,
     get_state_dict,
+    set_model_state_dict,
     set_state_dict,
 )
 from torch.distributed.device_mesh import init_device_mesh
@@ -35,9 +37,11 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.optim import Optimizer
 from transformers import PreTrainedModel
 
+from companion import store
 from companion.lm.checkpoint import Checkpoint
 from companion.lm.models import usable_cuda
 
+KEPT = "kept"  # weights of an earlier step, that a training may go back to
 MakeOptimizer = Callable[[Iterable[nn.Parameter]], Optimizer]
 
 
@@ -55,6 +59,10 @@ class Single:
         """The model ready to be trained, and an optimiser of its parameters."""
         return self.accelerator.prepare(model, optimizer(model.parameters()))
 
+    def hold(self, model: PreTrainedModel) -> nn.Module:
+        """A model that is only read, where it will be read."""
+        return model.to(self.device).eval()
+
     def backward(self, loss: Tensor) -> None:
         self.accelerator.backward(loss)
 
@@ -67,8 +75,24 @@ class Single:
 
     def checkpoint(self, folder: Path, model: nn.Module, optimizer: Optimizer) -> Checkpoint:
         """Where the state is kept."""
-        parameters = dict(self.accelerator.unwrap_model(model).named_parameters())
-        return Checkpoint(folder / "training.safetensors", parameters, optimizer)
+        return Checkpoint(folder / "training.safetensors", self._parameters(model), optimizer)
+
+    def keep(self, folder: Path, model: nn.Module) -> None:
+        """Write the weights as they are now, in place of those kept before."""
+        weights = {name: p.detach().cpu() for name, p in self._parameters(model).items()}
+        with store.replacing(folder / f"{KEPT}.safetensors") as fresh:
+            save_file(weights, fresh)
+
+    @torch.no_grad()
+    def take_back(self, folder: Path, model: nn.Module) -> None:
+        """Put the kept weights into the model, and forget them."""
+        parameters, kept = self._parameters(model), folder / f"{KEPT}.safetensors"
+        for name, value in load_file(kept).items():
+            parameters[name].copy_(value)
+        kept.unlink()
+
+    def _parameters(self, model: nn.Module) -> dict[str, nn.Parameter]:
+        return dict(self.accelerator.unwrap_model(model).named_parameters())
 
 
 class Sharded:
@@ -81,6 +105,7 @@ class Sharded:
     def __init__(self, precision: str) -> None:
         state = PartialState(cpu=not usable_cuda())
         self.index, self.count, self.device = state.process_index, state.num_processes, state.device
+        self.mesh = init_device_mesh(self.device.type, (self.count,))
         self.policy = (
             MixedPrecisionPolicy(torch.bfloat16, torch.float32)
             if precision == "bf16"
@@ -89,17 +114,30 @@ class Sharded:
 
     def prepare(self, model: PreTrainedModel, optimizer: MakeOptimizer) -> tuple[nn.Module, Optimizer]:
         """The model in parts, its own and no other process's on this device, and an optimiser of them."""
-        mesh = init_device_mesh(self.device.type, (self.count,))
-        layers = [part for part in model.modules() if type(part).__name__ in (model._no_split_modules or ())]
-        for layer in layers:  # innermost first: from what is in parts already, the model takes nothing
-            fully_shard(layer, mesh=mesh, mp_policy=self.policy)
+        layers = self._cut_layers(model)
         apply_activation_checkpointing(
             model,
             lambda layer: checkpoint_wrapper(layer, CheckpointImpl.NO_REENTRANT),
             check_fn=layers.__contains__,
         )
-        fully_shard(model, mesh=mesh, mp_policy=self.policy)
+        self._cut(model)
         return model, optimizer(model.parameters())
+
+    def hold(self, model: PreTrainedModel) -> nn.Module:
+        """A model that is only read, in parts, too."""
+        self._cut_layers(model)
+        self._cut(model)
+        return model.eval()
+
+    def _cut_layers(self, model: PreTrainedModel) -> list[nn.Module]:
+        """Innermost first: from what is in parts already, the model takes nothing."""
+        layers = [part for part in model.modules() if type(part).__name__ in (model._no_split_modules or ())]
+        for layer in layers:
+            self._cut(layer)
+        return layers
+
+    def _cut(self, part: nn.Module) -> None:
+        fully_shard(part, mesh=self.mesh, mp_policy=self.policy)
 
     def backward(self, loss: Tensor) -> None:
         (loss * self.count).backward()  # FSDP takes the mean of the gradients; ours are a sum
@@ -117,6 +155,18 @@ class Sharded:
         """Where the state is kept, each process's part by itself."""
         return ShardedCheckpoint(folder / "training", model, optimizer)
 
+    def keep(self, folder: Path, model: nn.Module) -> None:
+        """Write the weights as they are now, each process its part, in place of those kept before."""
+        with _replacing(folder / KEPT) as fresh:
+            dcp.save(get_model_state_dict(model), checkpoint_id=fresh)
+
+    def take_back(self, folder: Path, model: nn.Module) -> None:
+        """Put the kept weights into the model, and forget them."""
+        weights = get_model_state_dict(model)
+        dcp.load(weights, checkpoint_id=_found(folder / KEPT))
+        set_model_state_dict(model, weights)
+        _forget(folder / KEPT)
+
 
 def share(rows: Sequence[int], index: int, count: int) -> tuple[list[int], int]:
     """The rows of a batch that a process takes, and how many of them count.
@@ -133,28 +183,19 @@ class ShardedCheckpoint:
 
     def __init__(self, folder: Path, model: nn.Module, optimizer: Optimizer) -> None:
         self.folder, self.model, self.optimizer = folder, model, optimizer
-        self.older = folder.with_name(folder.name + ".old")
 
     def save(self, history: list[dict], **besides: Tensor) -> None:
         """Write the state; a kill leaves the old one or the new one."""
-        fresh = self.folder.with_name(self.folder.name + ".new")
-        if dist.get_rank() == 0:
-            shutil.rmtree(fresh, ignore_errors=True)
-        dist.barrier()
-        dcp.save(self._state(), checkpoint_id=fresh)
-        if dist.get_rank() == 0:
-            save_file({name: value.cpu() for name, value in besides.items()}, fresh / "besides.safetensors")
-            (fresh / "history.json").write_text(json.dumps(history), encoding="utf-8")
-            if self.folder.exists():
-                shutil.rmtree(self.older, ignore_errors=True)
-                self.folder.rename(self.older)
-            fresh.rename(self.folder)
-            shutil.rmtree(self.older, ignore_errors=True)
-        dist.barrier()
+        with _replacing(self.folder) as fresh:
+            dcp.save(self._state(), checkpoint_id=fresh)
+            if dist.get_rank() == 0:
+                found = {name: value.cpu() for name, value in besides.items()}
+                save_file(found, fresh / "besides.safetensors")
+                (fresh / "history.json").write_text(json.dumps(history), encoding="utf-8")
 
     def load(self) -> tuple[list[dict], dict[str, Tensor]]:
         """Put the last saved state into model and optimiser; ``([], {})`` if there is none."""
-        found = next((folder for folder in (self.folder, self.older) if folder.exists()), None)
+        found = _found(self.folder)
         if found is None:
             return [], {}
         state = self._state()
@@ -170,14 +211,45 @@ class ShardedCheckpoint:
 
     def clear(self) -> None:
         """Forget the state: the training has ended."""
-        dist.barrier()
-        if dist.get_rank() == 0:
-            shutil.rmtree(self.folder, ignore_errors=True)
-            shutil.rmtree(self.older, ignore_errors=True)
+        _forget(self.folder)
 
     def _state(self) -> dict[str, dict]:
         model, optimizer = get_state_dict(self.model, self.optimizer)
         return {"model": model, "optimizer": optimizer}
+
+
+@contextmanager
+def _replacing(folder: Path) -> Iterator[Path]:
+    """A new folder that all processes write to; the first puts it in the other's place when all are done."""
+    fresh = folder.with_name(folder.name + ".new")
+    if dist.get_rank() == 0:
+        shutil.rmtree(fresh, ignore_errors=True)
+    dist.barrier()
+    yield fresh
+    dist.barrier()
+    if dist.get_rank() == 0:
+        if folder.exists():
+            shutil.rmtree(_older(folder), ignore_errors=True)
+            folder.rename(_older(folder))
+        fresh.rename(folder)
+        shutil.rmtree(_older(folder), ignore_errors=True)
+    dist.barrier()
+
+
+def _older(folder: Path) -> Path:
+    return folder.with_name(folder.name + ".old")
+
+
+def _found(folder: Path) -> Path | None:
+    """The folder, or what a kill has left in its place."""
+    return next((place for place in (folder, _older(folder)) if place.exists()), None)
+
+
+def _forget(folder: Path) -> None:
+    dist.barrier()
+    if dist.get_rank() == 0:
+        for place in (folder, _older(folder)):
+            shutil.rmtree(place, ignore_errors=True)
 
 
 def whole(model: nn.Module) -> dict[str, Tensor]:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import copy
 import json
-import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -28,10 +27,10 @@ from companion import store
 from companion.lm import processes, tokens
 from companion.lm.models import LanguageModel, load_folder
 from companion.lm.sharding import Sharded, Single, share
+from companion.mechanism import shared_training
 from companion.mechanism.pairs import Pair
+from companion.mechanism.shared_training import HISTORY
 from companion.profiles import Profile
-
-JOB, START, HISTORY = "job.json", "start", "history.json"  # what several processes are given, and leave
 
 
 @dataclass(frozen=True)
@@ -284,12 +283,8 @@ def trained(
     def build(folder: Path) -> None:
         lm.tokenizer.save_pretrained(folder)
         if processes.count() > 1:
-            job = {"triples": triples, "config": asdict(config), "progress": progress}
-            (folder / JOB).write_text(json.dumps(job), encoding="utf-8")
-            lm.model.save_pretrained(folder / START)
-            processes.launch("companion.mechanism.dpo_worker", folder, "DPO")
-            (folder / JOB).unlink()
-            shutil.rmtree(folder / START)
+            job = {"triples": triples, "config": asdict(config)}
+            shared_training.start("companion.mechanism.dpo_worker", lm, job, folder, progress or "DPO")
         else:
             policy = copy.deepcopy(lm.model)
             history = train(policy, triples, config, folder, progress=progress)

@@ -17,18 +17,17 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 from jaxtyping import Float
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.functional import kl_div
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from companion import store
-from companion.lm.checkpoint import Checkpoint
-from companion.lm.models import LanguageModel, load_folder, usable_cuda
+from companion.lm import processes
+from companion.lm.models import LanguageModel, load_folder
+from companion.lm.sharding import Sharded, Single, share
+from companion.mechanism import shared_training
 from companion.mechanism.dpo import (
     DPOConfig,
     PairBatch,
@@ -40,9 +39,8 @@ from companion.mechanism.dpo import (
     schedule_batches,
 )
 from companion.mechanism.pairs import Pair
+from companion.mechanism.shared_training import HISTORY
 from companion.profiles import Profile
-
-BEST = "best.safetensors"
 
 
 @dataclass(frozen=True)
@@ -126,21 +124,23 @@ def held_out(triples: Sequence[Triple], n: int, seed: int) -> tuple[list[Triple]
 
 @torch.no_grad()
 def validate(
+    team: Single | Sharded,
     policy: nn.Module,
     reference: nn.Module,
     triples: Sequence[Triple],
     config: KLConfig,
-    device: torch.device,
 ) -> dict[str, float]:
     """Mean loss (``validation``) and KL term (``apart``) on pairs, nothing learned."""
-    found, size = list[dict[str, Tensor]](), config.dpo.batch_size
+    sums, size = torch.zeros(2, dtype=torch.double), config.dpo.batch_size
     for start in range(0, len(triples), size):
-        batch = PairBatch(*(t.to(device) for t in collate(triples[start : start + size])))
-        found.append(losses(policy, reference, batch, config))
-    return {
-        name: torch.cat([one[of] for one in found]).double().mean().item()
-        for name, of in (("validation", "loss"), ("apart", "kl"))
-    }
+        mine, own = share(range(len(triples))[start : start + size], team.index, team.count)
+        found = losses(policy, reference, _packed(team, triples, mine), config)
+        sums += torch.stack([found[name][:own].double().sum() for name in ("loss", "kl")]).cpu()
+    return dict(zip(("validation", "apart"), (team.total(sums) / len(triples)).tolist(), strict=True))
+
+
+def _packed(team: Single | Sharded, triples: Sequence[Triple], rows: Sequence[int]) -> PairBatch:
+    return PairBatch(*(t.to(team.device) for t in collate([triples[i] for i in rows])))
 
 
 def train(
@@ -150,52 +150,60 @@ def train(
     config: KLConfig,
     folder: Path,
     *,
+    team: Single | Sharded | None = None,
     progress: str | None = None,
 ) -> list[dict]:
     """Train a model in place, leave it with its best weights; one row of measurements per step.
 
     A row has ``validation`` and ``apart`` where the pairs held out were measured *before* its step; the last
     row has nothing else. State and best weights go to ``folder`` at each measurement; a call that finds them
-    there goes on with the same bits.
+    there goes on with the same bits. Of a ``team`` each process calls this with all pairs.
     """
-    AcceleratorState._reset_state()  # or a second training in this process could not have another precision
-    accelerator = Accelerator(mixed_precision=config.dpo.precision, cpu=not usable_cuda())
+    team = team or Single(config.dpo.precision)
     learned, aside = held_out(triples, config.held_out, config.dpo.seed)
     model.eval()  # dropout off, as in the papers
-    optimizer = torch.optim.RMSprop(model.parameters(), lr=config.dpo.learning_rate)
-    policy, optimizer = accelerator.prepare(model, optimizer)
-    reference = reference.to(accelerator.device).eval()
-    parameters = dict(model.named_parameters())
-    checkpoint = Checkpoint(folder / "training.safetensors", parameters, optimizer)
+    policy, optimizer = team.prepare(model, lambda p: torch.optim.RMSprop(p, lr=config.dpo.learning_rate))
+    before = team.hold(reference)
+    checkpoint = team.checkpoint(folder, policy, optimizer)
     history, _ = checkpoint.load()
     schedule = schedule_batches(len(learned), config.dpo.batch_size, config.dpo.steps, config.dpo.seed)
     for rows in tqdm([*schedule, None][len(history) :], desc=progress, disable=progress is None):
         now: dict[str, float] = {}
         if rows is None or len(history) % config.every == 0:
             checkpoint.save(history)
-            now = validate(policy, reference, aside, config, accelerator.device)
+            now = validate(team, policy, before, aside, config)
             measured = [row["validation"] for row in [*history, now] if "validation" in row]
             if stale(measured) == 0:
-                with store.replacing(folder / BEST) as fresh:
-                    save_file({name: p.detach().cpu() for name, p in parameters.items()}, fresh)
+                team.keep(folder, policy)
             if rows is None or stale(measured) >= config.patience:
                 history.append(now)
                 break
         for group in optimizer.param_groups:
             group["lr"] = config.dpo.learning_rate * min(1.0, (len(history) + 1) / config.dpo.warmup)
-        batch = PairBatch(*(t.to(accelerator.device) for t in collate([learned[i] for i in rows])))
-        found = losses(policy, reference, batch, config)
-        accelerator.backward(found["loss"].mean())
-        accelerator.clip_grad_norm_(model.parameters(), config.dpo.max_grad_norm)
-        optimizer.step()
-        optimizer.zero_grad()
-        history.append(now | {name: values.mean().item() for name, values in found.items()})
-    with torch.no_grad():
-        for name, value in load_file(folder / BEST).items():
-            parameters[name].copy_(value)
-    (folder / BEST).unlink()
+        history.append(now | step(team, policy, before, optimizer, learned, rows, config))
+    team.take_back(folder, policy)
     checkpoint.clear()
     return history
+
+
+def step(
+    team: Single | Sharded,
+    model: nn.Module,
+    reference: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    triples: Sequence[Triple],
+    rows: Sequence[int],
+    config: KLConfig,
+) -> dict[str, float]:
+    """One optimiser step; returns the means over its pairs, before it has learned from them."""
+    mine, own = share(rows, team.index, team.count)
+    found = losses(model, reference, _packed(team, triples, mine), config)
+    team.backward(found["loss"][:own].sum() / len(rows))
+    team.clip(model, config.dpo.max_grad_norm)
+    optimizer.step()
+    optimizer.zero_grad()
+    means = team.total(torch.stack([values.detach()[:own].sum() for values in found.values()])) / len(rows)
+    return dict(zip(found, means.tolist(), strict=True))
 
 
 def stale(validation: Sequence[float]) -> int:
@@ -210,13 +218,18 @@ def trained(
     triples = encode_pairs(lm.tokenizer, pairs, config.dpo.max_prompt_tokens, config.dpo.max_new_tokens)
 
     def build(folder: Path) -> None:
-        policy = copy.deepcopy(lm.model)
-        history = train(policy, lm.model, triples, config, folder, progress=progress)
-        policy.save_pretrained(folder)
         lm.tokenizer.save_pretrained(folder)
-        (folder / "history.json").write_text(json.dumps(history), encoding="utf-8")
+        if processes.count() > 1:
+            job = {"triples": triples, "config": asdict(config)}
+            worker, what = "companion.mechanism.kl_dpo_worker", progress or "DPO with the KL term"
+            shared_training.start(worker, lm, job, folder, what)
+        else:
+            policy = copy.deepcopy(lm.model)
+            history = train(policy, lm.model, triples, config, folder, progress=progress)
+            policy.save_pretrained(folder)
+            (folder / HISTORY).write_text(json.dumps(history), encoding="utf-8")
 
     inputs = {"model": lm.fingerprint, "pairs": store.key_of({"triples": triples}), "config": asdict(config)}
     folder = store.artifact("kl_dpo", inputs, build)
-    history = json.loads((folder / "history.json").read_text(encoding="utf-8"))
+    history = json.loads((folder / HISTORY).read_text(encoding="utf-8"))
     return load_folder(folder, f"{lm.name}-kl-dpo-{config.gamma:g}"), history
