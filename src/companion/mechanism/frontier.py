@@ -16,7 +16,7 @@ from companion.mechanism.selection import edited
 from companion.mechanism.study import Study
 from companion.mechanism.trials import Sweep, Trial
 
-ALPHAS, BETAS = (0.5, 1.0, 2.0), (0.01, 0.03, 0.1)
+ALPHAS, BETAS = (0.5, 1.0, 2.0), (0.01, 0.03, 0.1)  # a profile that is not complete tries the corners
 Setting = tuple[float, float]
 
 
@@ -29,8 +29,9 @@ def on_dev(sweep: Sweep) -> Sweep:
 
 
 def grid(study: Study) -> dict[Setting, Trial]:
-    """The rule at every α and β."""
-    return {(alpha, beta): edit(study, alpha, beta) for alpha in ALPHAS for beta in BETAS}
+    """The rule at every α and β, or at the least and largest of both."""
+    every = slice(None, None, 1 if study.profile.complete else 2)
+    return {(alpha, beta): edit(study, alpha, beta) for alpha in ALPHAS[every] for beta in BETAS[every]}
 
 
 def edit(study: Study, alpha: float, beta: float) -> Trial:
