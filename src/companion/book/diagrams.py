@@ -52,18 +52,18 @@ def _mark(ax: Axes, x: float, y: float, letter: str, colour: str) -> None:
 def block() -> Figure:
     """A transformer block with its MLP opened, and where the methods of chapters 2, 4 and 5 read and act."""
     figure, ax = _canvas(7.5, 3.9, 15.0, 7.8)
-    _arrow(ax, (0.3, 6), (14.7, 6))  # the stream
+    _arrow(ax, (0.3, 6.0), (14.7, 6.0))  # the stream
     ax.text(0.3, 6.25, "residual stream $x$", color=plots.INK, fontsize=10)
     _box(ax, 2.6, 4.2, 2.6, "attention")
-    _arrow(ax, (1.8, 6), (1.8, 4.75))
+    _arrow(ax, (1.8, 6.0), (1.8, 4.75))
     _arrow(ax, (3.4, 4.75), (3.4, 5.95))
     places = ((5.6, 1.3, "keys"), (8.2, 2.2, "activations\n$m_i$"), (11.0, 2.2, "value vectors\n$v_i$"))
     for x, width, text in places:
         _box(ax, x, 4.2, width + 0.4, text)
-    _arrow(ax, (5.6, 6), (5.6, 4.75))
+    _arrow(ax, (5.6, 6.0), (5.6, 4.75))
     _arrow(ax, (6.5, 4.2), (6.85, 4.2))
     _arrow(ax, (9.55, 4.2), (9.65, 4.2))
-    _arrow(ax, (11, 4.75), (11, 5.95))
+    _arrow(ax, (11.0, 4.75), (11.0, 5.95))
     ax.text(8.2, 5.1, "MLP: it adds $\\sum_i m_i v_i$", ha="center", color=plots.INK, fontsize=10)
     ax.axvline(13, 0.66, 0.86, color=plots.INK, ls=":", lw=1.2)
     ax.text(13, 6.85, "last block", ha="center", color=plots.INK, fontsize=10)
@@ -128,7 +128,11 @@ def marco(words: Sequence[str], odds: Sequence[float], masked: Sequence[int], re
     steps = [
         ("1 · Expert and anti-expert score each word (log odds, nats)", shown, masked),
         ("2 · Words that reach the threshold give way to blanks", blanked, masked),
-        ("3 · Base, expert and anti-expert fill them together", censor.censored(rewritten).split(), ()),
+        (
+            "3 · Base, expert and anti-expert fill them together",
+            censor.censored(rewritten).split() or ["(nothing)"],
+            (),
+        ),
     ]
     places = [_placed(row) for _, row, _ in steps]
     lines = [1 + at[-1][1] for at in places]
@@ -157,7 +161,7 @@ def _placed(words: Sequence[str]) -> list[tuple[float, int]]:
             x, line = 0.5, line + 1
         places.append((x, line))
         x += width
-    return places or [(0.5, 0)]
+    return places
 
 
 def _plain(text: str) -> str:
