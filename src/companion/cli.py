@@ -109,8 +109,8 @@ def new_chapter(name: Annotated[str, typer.Argument(help="one word, for example 
 
     chapter = contents.add(name)
     console.print(
-        f"wrote {chapter.path}, its line in _toc.yml and its row in intro.md\n"
-        f"next: edit chapter and row, and try it with `companion run {name} --profile smoke`; when it is\n"
+        f"wrote {chapter.path} and its line in _toc.yml\n"
+        f"next: edit it, and try it with `companion run {name} --profile smoke`; when it is\n"
         "done, `companion run`, `companion build` and `companion make baseline` (CONTRIBUTING.md says more)"
     )
 

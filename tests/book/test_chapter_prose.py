@@ -20,7 +20,7 @@ RESULTS = json.loads(BASELINE.read_text(encoding="utf-8"))
 
 
 def prose(chapter: contents.Chapter) -> str:
-    """All that is written in a chapter, without magics, fences and displayed formulas."""
+    """All that is written in a chapter, without magics, fences, displayed formulas and what is folded."""
     cells = nbformat.read(chapter.path, as_version=4).cells
     written = [
         c.source.removeprefix(record.MAGIC)
@@ -29,6 +29,8 @@ def prose(chapter: contents.Chapter) -> str:
     ]
     text = "\n\n".join(written)
     text = re.sub(r"^\$\$.*?\$\$$", "", text, flags=re.MULTILINE | re.DOTALL)
+    folded = r"^(`{3,})\{\w+\}[^\n]*\n:class: dropdown\n.*?^\1$"
+    text = re.sub(folded, "", text, flags=re.MULTILINE | re.DOTALL)
     return re.sub(r"^(`{3,}|:{3,}).*?$", "", text, flags=re.MULTILINE)
 
 

@@ -160,6 +160,7 @@ def runs(tmp_path_factory) -> dict[str, Path]:
     for name in ("embedded", "second"):
         toxicity.load(name)
     processes, again = {}, RUNS["llama"] | {"seed": 0}
+    here = str(Path(__file__).parent)
     for name, overrides in (RUNS | {"llama again": again}).items():
         folder, chapters = tmp_path_factory.mktemp("run"), chosen(name)
         shutil.copytree(
@@ -170,6 +171,8 @@ def runs(tmp_path_factory) -> dict[str, Path]:
         )
         run = f"runner.run({chapters!r}, 'smoke', {overrides!r}, force=True, jobs=1)"
         code = f"from companion.book import runner\nprint({run})"
+        if name == "llama":  # the run of all chapters solves their exercises, too
+            code = f"import sys; sys.path.append({here!r}); import solutions; solutions.solved()\n{code}"
         environment = {
             **os.environ,
             "COMPANION_CACHE": str(folder / "cache"),

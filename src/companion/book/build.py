@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import base64
 import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import nbformat
 
 from companion import paths
-from companion.book import contents, record, runs
+from companion.book import contents, landing, record, runs, scoreboard
 from companion.errors import CompanionError
 
 PAGES = ("_config.yml", "_toc.yml", "intro.md", "pages", "references.bib")
@@ -29,13 +31,16 @@ def build(folder: Path) -> Path:
     source, output, log = (paths.build() / name for name in ("book", "site", "build.log"))
     shutil.rmtree(source, ignore_errors=True)
     _copy_pages(source)
-    texts: dict[str, str] = {}
-    for chapter in contents.chapters():
-        executed = _executed(chapter, folder)
-        texts |= record.glued(executed)
-        _copy_chapter(executed, source / "chapters" / chapter.path.name)
+    executed = {chapter: _executed(chapter, folder) for chapter in contents.chapters()}
+    texts: dict[str, Any] = {}
+    for path in executed.values():
+        texts |= record.glued(path)
+    for chapter, path in executed.items():
+        _copy_chapter(chapter, path, texts, source / "chapters" / chapter.path.name)
+        _copy_picture(path, source / landing.PICTURE)
     intro = source / "intro.md"
-    intro.write_text(_filled(intro.read_text(encoding="utf-8"), texts), encoding="utf-8")
+    drawn = intro.read_text(encoding="utf-8").replace(landing.MARK, landing.chapter_map(runs.seconds(folder)))
+    intro.write_text(_filled(drawn, texts), encoding="utf-8")
     command = [*SPHINX, str(source), "--path-output", str(output), "-W", "-n", "--keep-going"]
     done = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", check=False)
     said = done.stdout + done.stderr
@@ -75,15 +80,30 @@ def _executed(chapter: contents.Chapter, folder: Path) -> Path:
     return folder / chapter.path.name
 
 
-def _copy_chapter(executed: Path, target: Path) -> None:
-    """Copy an executed chapter: prose with results becomes Markdown; what only machines read is left out."""
-    notebook, texts = nbformat.read(executed, as_version=4), record.glued(executed)
+def _copy_chapter(chapter: contents.Chapter, executed: Path, texts: Mapping[str, Any], target: Path) -> None:
+    """Copy an executed chapter: prose with results becomes Markdown; what only machines read is left out.
+
+    Below its heading stand the verdicts on its claims: they are known when all chapters have run.
+    """
+    notebook = nbformat.read(executed, as_version=4)
     shown = [cell for cell in notebook.cells if "injected-parameters" not in cell.metadata.get("tags", [])]
     notebook.cells = [_cell(cell, texts) for cell in shown]
+    if badges := scoreboard.badges(chapter.name, texts):
+        heading, _, rest = notebook.cells[0].source.partition("\n")
+        notebook.cells[0].source = f"{heading}\n\n{badges}\n{rest}"
     nbformat.write(notebook, target)
 
 
-def _cell(cell: nbformat.NotebookNode, texts: Mapping[str, str]) -> nbformat.NotebookNode:
+def _copy_picture(executed: Path, target: Path) -> None:
+    """Copy the figure of the landing page out of the chapter that draws it."""
+    for cell in nbformat.read(executed, as_version=4).cells:
+        if cell.metadata.get("mystnb", {}).get("figure", {}).get("name") == target.stem:
+            [png] = [o.data["image/png"] for o in cell.outputs if "image/png" in o.get("data", {})]
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(base64.b64decode(png))
+
+
+def _cell(cell: nbformat.NotebookNode, texts: Mapping[str, Any]) -> nbformat.NotebookNode:
     if cell.source.startswith(record.MAGIC):
         source = _filled(cell.source.removeprefix(record.MAGIC).lstrip("\n"), texts)
         return nbformat.v4.new_markdown_cell(source, id=cell.id)
@@ -92,7 +112,7 @@ def _cell(cell: nbformat.NotebookNode, texts: Mapping[str, str]) -> nbformat.Not
     return cell
 
 
-def _filled(source: str, texts: Mapping[str, str]) -> str:
+def _filled(source: str, texts: Mapping[str, Any]) -> str:
     """Markdown with its results.
 
     Raises

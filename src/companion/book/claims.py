@@ -35,7 +35,8 @@ class Verdict(StrEnum):
 class Claim:
     """What a paper says, and the contrast that tests it.
 
-    ``second`` is the same contrast under the second scorer, which chose nothing.
+    ``second`` is the same contrast under the second scorer, which chose nothing; ``also`` are chapters that
+    are about the claim, too.
     """
 
     id: str
@@ -50,6 +51,7 @@ class Claim:
     result: str
     second: str = ""
     nulls: tuple[str, ...] = ()
+    also: tuple[str, ...] = ()
 
     @property
     def tested_by(self) -> list[str]:
@@ -70,7 +72,8 @@ def load() -> list[Claim]:
     """The claims in the order of the chapters."""
     with (paths.DATA / "claims.toml").open("rb") as file:
         listed = tomllib.load(file)["claim"]
-    return [Claim(**{**one, "nulls": tuple(one.get("nulls", ()))}) for one in listed]
+    lists = ("nulls", "also")
+    return [Claim(**one | {name: tuple(one.get(name, ())) for name in lists}) for one in listed]
 
 
 def rule(result: Mapping[str, Any], zero: float, least: float) -> Verdict:

@@ -33,6 +33,13 @@ class Chapter:
         return int(self.path.stem.split("_", 1)[0])
 
     @property
+    def title(self) -> str:
+        """Its heading without the number: its name, a colon and its question."""
+        cells = json.loads(self.path.read_text(encoding="utf-8"))["cells"]
+        heading = "".join(cells[0]["source"]).splitlines()[0]
+        return heading.lstrip("# ").partition(" · ")[2] or heading.lstrip("# ")
+
+    @property
     def sums_up(self) -> bool:
         """Whether it shows results of the other chapters (``sums_up`` in the notebook's metadata)."""
         return self._metadata.get("sums_up", False)
@@ -51,6 +58,17 @@ def pages() -> list[str]:
     """All pages in the order of the book, as paths without their endings."""
     toc = yaml.safe_load((paths.project() / "_toc.yml").read_text(encoding="utf-8"))
     return [toc["root"], *(entry["file"] for part in toc["parts"] for entry in part["chapters"])]
+
+
+def parts() -> dict[str, list[Chapter]]:
+    """The chapters by the caption of their part of the book; parts without chapters are left out."""
+    toc = yaml.safe_load((paths.project() / "_toc.yml").read_text(encoding="utf-8"))
+    files = {part.get("caption", ""): {entry["file"] for entry in part["chapters"]} for part in toc["parts"]}
+    listed = {
+        caption: [chapter for chapter in chapters() if f"chapters/{chapter.path.stem}" in within]
+        for caption, within in files.items()
+    }
+    return {caption: found for caption, found in listed.items() if found}
 
 
 def chapters(names: Sequence[str] | None = None) -> list[Chapter]:
@@ -72,7 +90,7 @@ def chapters(names: Sequence[str] | None = None) -> list[Chapter]:
 
 
 def add(name: str) -> Chapter:
-    """Write a chapter that runs as it is, its line in ``_toc.yml`` and its row in ``intro.md``, as the last.
+    """Write a chapter that runs as it is, and its line in ``_toc.yml``, as the last.
 
     The set-up cell is that of the other chapters.
 
@@ -95,16 +113,9 @@ def add(name: str) -> Chapter:
     set_up = next(cell for cell in nbformat.read(last.path, as_version=4).cells if cell.cell_type == "code")
     notebook.cells.insert(1, set_up)
     nbformat.write(notebook, new.path)
-    _insert("_toc.yml", last, f"      - file: chapters/{new.path.stem}")
-    _insert("intro.md", last, f"| {{doc}}`chapters/{new.path.stem}` | The question? |")
+    toc = paths.project() / "_toc.yml"
+    line = f"      - file: chapters/{last.path.stem}\n"
+    listed_there = toc.read_text(encoding="utf-8")
+    added = listed_there.replace(line, line + line.replace(last.path.stem, new.path.stem))
+    toc.write_text(added, encoding="utf-8", newline="\n")
     return new
-
-
-def _insert(page: str, last: Chapter, line: str) -> None:
-    """Put a line behind the last one that is about the last chapter."""
-    path = paths.project() / page
-    lines = path.read_text(encoding="utf-8").split("\n")
-    place = max(i for i, text in enumerate(lines) if f"chapters/{last.path.stem}" in text)
-    path.write_text(
-        "\n".join([*lines[: place + 1], line, *lines[place + 1 :]]), encoding="utf-8", newline="\n"
-    )

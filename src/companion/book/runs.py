@@ -153,13 +153,11 @@ def current(profile: str) -> dict[str, dict[str, Any]]:
 
 def write_results(folder: Path, profile: str, overrides: dict[str, object]) -> Path:
     """Collect the records of all executed chapters in a run into ``results.json`` (atomically)."""
-    durations = {}
+    durations, took = {}, seconds(folder)
     for chapter in contents.chapters():
-        output = folder / chapter.path.name
-        if output.is_file():
-            peak = record.collect(output).get("peak_memory", {}).get("value")
-            seconds = nbformat.read(output, as_version=4).metadata["companion"]["seconds"]
-            durations[chapter.name] = {"seconds": seconds, "peak_memory_mb": peak}
+        if chapter.name in took:
+            peak = record.collect(folder / chapter.path.name).get("peak_memory", {}).get("value")
+            durations[chapter.name] = {"seconds": took[chapter.name], "peak_memory_mb": peak}
     machine = {
         "processor": platform.machine(),
         "cores": models.cores(),
@@ -175,6 +173,16 @@ def write_results(folder: Path, profile: str, overrides: dict[str, object]) -> P
         "machine": machine,
     }
     return _write_json(folder / "results.json", content)
+
+
+def seconds(folder: Path) -> dict[str, float]:
+    """How long each executed chapter of a run took, by its name."""
+    found = {}
+    for chapter in contents.chapters():
+        if (folder / chapter.path.name).is_file():
+            notebook = nbformat.read(folder / chapter.path.name, as_version=4)
+            found[chapter.name] = notebook.metadata["companion"]["seconds"]
+    return found
 
 
 def load_results(folder: Path) -> dict[str, Any]:

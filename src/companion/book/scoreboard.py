@@ -60,6 +60,23 @@ def verdicts(results: Results) -> dict[str, str]:
     return {ruling.claim.id: str(ruling.verdict) for ruling in claims.rulings(results)}
 
 
+BADGES = {Verdict.HOLDS: "success", Verdict.PART: "warning", Verdict.NOT: "danger", Verdict.OPEN: "secondary"}
+
+
+def badges(chapter: str, said: Mapping[str, Any]) -> str:
+    """The verdicts on a chapter's claims as Markdown, each a link to the scoreboard; empty if it has none.
+
+    ``said`` are the texts of a run, among them what the scoreboard stores: verdicts corrected for all claims.
+    """
+    lines = []
+    for claim in claims.load():
+        verdict = said.get("scoreboard_" + claim.id.replace("-", "_"))
+        if chapter in (claim.chapter, *claim.also) and verdict in list(Verdict):
+            colour = BADGES[Verdict(verdict)]
+            lines.append(f"{{bdg-ref-{colour}}}`{verdict} <12_scoreboard>` {claim.quote}")
+    return "\\\n".join(lines)
+
+
 def conclude(*ids: str) -> None:
     """Store ``verdict_{id}`` for a chapter's prose: what its contrasts say of claims, in a sentence.
 
@@ -138,6 +155,30 @@ def figure(results: Results) -> Figure:
     )
     ax.set_xscale("symlog", linthresh=2)
     return figure
+
+
+def picture(results: Results) -> Figure:
+    """The shares of gross of the four groups for DPO, and for the base model against itself.
+
+    With intervals over blocks of prompts; the second panel is what the same accounting shows of nothing.
+    """
+    panels = {"own": "DPO model against base model", "null_prompts": "base model against itself"}
+    figure, axes = plt.subplots(1, 2, figsize=(8, 3.4), sharey=True)
+    for ax, (key, title) in zip(axes, panels.items(), strict=True):
+        found = [results.get(f"controls_{key}_{group}") for group in plots.GROUPS]
+        for x, (result, colour) in enumerate(zip(found, plots.GROUPS.values(), strict=True)):
+            if result and result["value"] is not None:
+                e = estimate(result)
+                ax.bar(x, 100 * e.value, yerr=100 * plots.reach([e]), color=colour, width=0.7, **_WHISKERS)
+                ax.annotate(f"{e.value:.0%}", (x, 2), ha="center", color="white", weight="bold")
+        ax.set(xticks=range(4), xticklabels=[f"{of}\n{sign}" for of, sign in _OF_GROUPS], title=title)
+    axes[0].set_ylabel("share of the reduction, %")
+    figure.tight_layout()
+    return figure
+
+
+_WHISKERS: dict[str, Any] = {"capsize": 4, "error_kw": {"ecolor": plots.INK}}
+_OF_GROUPS = [(kind, sign) for kind in ("toxic,", "anti-toxic,") for sign in ("positive", "negative")]
 
 
 def _scaled(result: Mapping[str, Any], claim: Claim) -> Estimate:
