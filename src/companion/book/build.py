@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 import shutil
 import subprocess
 import sys
@@ -14,8 +16,10 @@ from companion import paths
 from companion.book import contents, record, runs
 from companion.errors import CompanionError
 
-PAGES = ("_config.yml", "_toc.yml", "intro.md", "pages", "references.bib")
+PAGES = ("_config.yml", "_toc.yml", "_static", "intro.md", "pages", "references.bib")
 SPHINX = [sys.executable, "-X", "utf8", "-c", "from jupyter_book.cli.main import main; main()", "build"]
+# An entry of Font Awesome's tables: name:[width,height,[other names],"code",path or paths].
+ICON = re.compile(r'"?([\w-]+)"?:\[\d+,\d+,\[([^]]*)\],"\w+",(?:"[^"]*"|\[[^]]*\])\],?')
 
 
 def build(folder: Path) -> Path:
@@ -37,7 +41,10 @@ def build(folder: Path) -> Path:
     intro = source / "intro.md"
     intro.write_text(_filled(intro.read_text(encoding="utf-8"), texts), encoding="utf-8")
     command = [*SPHINX, str(source), "--path-output", str(output), "-W", "-n", "--keep-going"]
-    done = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", check=False)
+    settings = os.environ | {"DOCUTILSCONFIG": str(paths.project() / "docutils.conf")}
+    done = subprocess.run(
+        command, capture_output=True, encoding="utf-8", errors="replace", check=False, env=settings
+    )
     said = done.stdout + done.stderr
     log.write_text(said, encoding="utf-8")
     if done.returncode:
@@ -48,6 +55,7 @@ def build(folder: Path) -> Path:
         )
     index = output / "_build" / "html" / "index.html"
     require_pages(index.parent)
+    trim_icons(index.parent)
     return index
 
 
@@ -122,3 +130,17 @@ def require_pages(html: Path) -> None:
         if page.startswith("chapters/") and "_images/" not in path.read_text(encoding="utf-8"):
             again = "run its chapter again with `companion run --force`."
             raise CompanionError(f"the page '{page}' was built without a figure: {again}")
+
+
+def trim_icons(html: Path) -> None:
+    """Keep of the theme's two thousand icons those that a page or script names: the rest weighs 1.4 MB."""
+    script = html / "_static" / "scripts" / "fontawesome.js"
+    readers = [*html.rglob("*.html"), *(path for path in script.parent.glob("*.js") if path != script)]
+    named = {
+        name for path in readers for name in re.findall(r"fa-([\w-]+)", path.read_text(encoding="utf-8"))
+    }
+
+    def kept(icon: re.Match[str]) -> str:
+        return icon[0] if named & {icon[1], *re.findall(r"[\w-]+", icon[2])} else ""
+
+    script.write_text(ICON.sub(kept, script.read_text(encoding="utf-8")), encoding="utf-8")

@@ -1,0 +1,49 @@
+"""No page scrolls sideways, on a phone or at a desk; what is wide scrolls in a box of its own, visibly."""
+
+from __future__ import annotations
+
+import pytest
+from conftest import DESKTOP, PHONE
+
+# What sticks out to the right, and is not inside a box that scrolls.
+STICKS_OUT = """() => {
+  const wide = document.documentElement.clientWidth + 1;
+  const boxed = (e) => { for (let p = e.parentElement; p && p !== document.body; p = p.parentElement)
+    if (/auto|scroll/.test(getComputedStyle(p).overflowX) && p.getBoundingClientRect().right <= wide) return true; return false; };
+  const seen = (e) => e.checkVisibility({ visibilityProperty: true }) && !e.closest('mjx-assistive-mml, .sr-only, .visually-hidden');
+  return [...document.querySelectorAll('.bd-main *')]
+    .filter((e) => e.getBoundingClientRect().right > wide && seen(e) && !boxed(e))
+    .map((e) => `${e.tagName}.${e.className}: ${e.textContent.trim().slice(0, 40)}`);
+}"""
+
+# Boxes that scroll sideways: how they are named, and whether a shade at the edge says so.
+BOXES = """() => [...document.querySelectorAll('.bd-article *')]
+  .filter((e) => e.scrollWidth > e.clientWidth + 1 && /auto|scroll/.test(getComputedStyle(e).overflowX) && e.checkVisibility())
+  .map((e) => [`${e.tagName}.${e.className}: ${e.textContent.trim().slice(0, 40)}`, /gradient/.test(getComputedStyle(e).backgroundImage)])"""
+
+FIRST_FIGURE = """() => {
+  const figure = document.querySelector('.bd-article .cell_output img, .bd-article img');
+  return figure.getBoundingClientRect().top + scrollY;
+}"""
+
+
+@pytest.fixture(params=[DESKTOP, PHONE], ids=["desk", "phone"])
+def view(request, opened):
+    opened.set_viewport_size(request.param)
+    return opened
+
+
+def test_the_page_does_not_scroll_sideways(view):
+    assert view.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth") <= 0
+    assert view.evaluate("document.body.scrollWidth - document.documentElement.clientWidth") <= 0
+    assert not view.evaluate(STICKS_OUT)
+
+
+def test_boxes_that_scroll_show_it(view):
+    assert not [box for box, shaded in view.evaluate(BOXES) if not shaded]
+
+
+def test_the_first_figure_of_a_chapter_is_within_two_screens(view):
+    if "/chapters/" not in view.url:
+        return
+    assert view.evaluate(FIRST_FIGURE) < 2 * view.viewport_size["height"]
