@@ -1,4 +1,4 @@
-"""The built book in Debian's Chromium, served from this machine: one browser for all, one page a module."""
+"""The built book in Debian's Chromium, served from this machine: one browser for all, one tab a module."""
 
 from __future__ import annotations
 
@@ -10,15 +10,9 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from built import DESKTOP, PAGES, SITE, show
 from playwright.sync_api import Browser, Page, sync_playwright
 
-from companion import paths
-from companion.book import contents
-
-SITE = paths.build() / "site" / "_build" / "html"
-PAGES = contents.pages()
-CHAPTERS = [page for page in PAGES if page.startswith("chapters/")]
-DESKTOP, PHONE = {"width": 1280, "height": 800}, {"width": 375, "height": 667}
 FLAGS = (
     *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
     *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
@@ -32,22 +26,22 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker("browser")
 
 
+class Silent(SimpleHTTPRequestHandler):
+    """A server that does not print what it serves."""
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
 @pytest.fixture(scope="session")
 def site() -> Iterator[str]:
-    """Address of the built book. Whoever asks for these tests wants them run: without a book they fail."""
+    """Address of the built book. Whoever asks for these tests wants them run: without a book they stop."""
     if not (SITE / "index.html").is_file():
         pytest.exit(f"there is no book in '{SITE}': run `companion build` first", returncode=1)
     server = ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Silent, directory=str(SITE)))
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield f"http://127.0.0.1:{server.server_port}"
     server.shutdown()
-
-
-class Silent(SimpleHTTPRequestHandler):
-    """A server that does not print what it serves."""
-
-    def log_message(self, format: str, *args: object) -> None:
-        pass
 
 
 @pytest.fixture(scope="session")
@@ -57,7 +51,10 @@ def browser() -> Iterator[Browser]:
     if chromium is None:
         pytest.exit("there is no Chromium: `apt-get install chromium`", returncode=1)
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=FLAGS)
+        # Playwright hides scrollbars; whether they can be seen is one of the questions.
+        browser = playwright.chromium.launch(
+            executable_path=chromium, args=FLAGS, ignore_default_args=["--hide-scrollbars"]
+        )
         yield browser
         browser.close()
 
@@ -73,10 +70,3 @@ def page(browser: Browser, site: str) -> Iterator[Page]:
 def opened(request: pytest.FixtureRequest, page: Page) -> Page:
     """Each page of the book in turn, opened once for all tests of a module."""
     return show(page, request.param)
-
-
-def show(page: Page, name: str) -> Page:
-    """Open a page of the book and wait until its formulas are set."""
-    page.goto(f"/{name}.html")
-    page.evaluate("window.MathJax?.startup?.promise")
-    return page

@@ -10,7 +10,8 @@ import pytest
 AXE = Path(axe_playwright_python.__file__).with_name("axe.min.js")
 RUN = """async () => (await axe.run(document, { resultTypes: ["violations"] })).violations
   .filter((found) => ["serious", "critical"].includes(found.impact))
-  .flatMap((found) => found.nodes.map((node) => `${found.id}: ${node.target} ${node.html.slice(0, 120)} ${node.failureSummary.slice(0, 200)}`))"""
+  .flatMap((found) => found.nodes.map((node) =>
+    `${found.id}: ${node.target} ${node.html.slice(0, 120)} ${node.failureSummary.slice(0, 200)}`))"""
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])

@@ -8,7 +8,7 @@ from urllib.parse import unquote, urljoin, urlsplit
 
 import pytest
 from bs4 import BeautifulSoup
-from conftest import DESKTOP, PAGES, SITE
+from built import DESKTOP, PAGES, SITE
 
 PAGE_LIMIT, SITE_LIMIT = 2e6, 40e6  # bytes
 LOADED = """() => performance.getEntries().filter((entry) => entry.encodedBodySize)
@@ -17,7 +17,7 @@ LOADED = """() => performance.getEntries().filter((entry) => entry.encodedBodySi
 
 @pytest.fixture(scope="module", params=PAGES)
 def visit(request, browser, site) -> dict[str, list[str] | float]:
-    """A first visit (a context of its own, so an empty cache), read to the end: what it asked for and said."""
+    """A first visit (a context of its own, so an empty cache), to the end: what it asked for and said."""
     asked, said = [], []
     with browser.new_context(viewport=DESKTOP) as context:
         page = context.new_page()
@@ -75,6 +75,7 @@ def test_links_and_anchors_lead_somewhere(name):
         tag.get("href") or tag.get("src") for tag in parsed(path).find_all(["a", "img", "link", "script"])
     }
     inner = {link for link in links - {None, "#"} if not urlsplit(link).scheme}
+    assert parsed(path).find("link", rel="icon")
     assert inner and not sorted(link for link in inner if broken(path, link))
 
 

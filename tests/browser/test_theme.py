@@ -6,7 +6,7 @@ import io
 
 import numpy as np
 import pytest
-from conftest import CHAPTERS, show
+from built import CHAPTERS, show
 from jaxtyping import Float
 from PIL import Image
 
@@ -21,7 +21,7 @@ def luminance(pixels: Float[np.ndarray, "*shape 3"]) -> Float[np.ndarray, "*shap
 
 
 def ink(png: bytes) -> tuple[float, float]:
-    """Luminance of a figure's ground, its commonest colour, and the share of pixels that stand out from it."""
+    """Luminance of a figure's commonest colour, and the share of pixels that stand out from it."""
     light = luminance(np.asarray(Image.open(io.BytesIO(png)).convert("RGB")) / 255).round(3)
     values, counts = np.unique(light, return_counts=True)
     ground = values[counts.argmax()]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from conftest import DESKTOP, PHONE, show
+from built import DESKTOP, PHONE, show
 from playwright.sync_api import Browser, Locator, Page, expect
 
 WAYS = ["mouse", "keyboard", "touch"]
