@@ -7,7 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import nbformat
@@ -87,8 +87,25 @@ def _copy_chapter(executed: Path, target: Path) -> None:
     """Copy an executed chapter: prose with results becomes Markdown; what only machines read is left out."""
     notebook, texts = nbformat.read(executed, as_version=4), record.glued(executed)
     shown = [cell for cell in notebook.cells if "injected-parameters" not in cell.metadata.get("tags", [])]
-    notebook.cells = [_cell(cell, texts) for cell in shown]
+    first, *others = [_cell(cell, texts) for cell in shown]
+    notebook.cells = [first, *_headline(others), *others]
     nbformat.write(notebook, target)
+
+
+def _headline(cells: Sequence[nbformat.NotebookNode]) -> list[nbformat.NotebookNode]:
+    """A chapter's main figure (tagged ``headline``, else the first) once more: what begins with it is read."""
+    figures = [cell for cell in cells if "figure" in cell.metadata.get("mystnb", {})]
+    if not figures:
+        return []
+    main = max(figures, key=lambda cell: "headline" in cell.metadata.get("tags", []))  # the first of equals
+    look = main.metadata["mystnb"]
+    said = "*Ahead of its explanation, {{numref}}`{name}`:* {caption}".format_map(look["figure"])
+    pictures = [output for output in main.outputs if "image/png" in output.get("data", {})]
+    metadata = {"tags": ["remove-input"], "mystnb": {"image": look.get("image", {})}}
+    return [
+        nbformat.v4.new_code_cell(outputs=pictures, metadata=metadata, id=f"{main.id}-ahead"),
+        nbformat.v4.new_markdown_cell(said, id=f"{main.id}-said"),
+    ]
 
 
 def _cell(cell: nbformat.NotebookNode, texts: Mapping[str, str]) -> nbformat.NotebookNode:
