@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import base64
+import os
+import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +18,10 @@ from companion import paths
 from companion.book import contents, landing, record, runs, scoreboard
 from companion.errors import CompanionError
 
-PAGES = ("_config.yml", "_toc.yml", "intro.md", "pages", "references.bib")
+PAGES = ("_config.yml", "_toc.yml", "_static", "intro.md", "pages", "references.bib")
 SPHINX = [sys.executable, "-X", "utf8", "-c", "from jupyter_book.cli.main import main; main()", "build"]
+# An entry of Font Awesome's tables: name:[width,height,[other names],"code",path or paths].
+ICON = re.compile(r'"?([\w-]+)"?:\[\d+,\d+,\[([^]]*)\],"\w+",(?:"[^"]*"|\[[^]]*\])\],?')
 
 
 def build(folder: Path) -> Path:
@@ -42,7 +46,10 @@ def build(folder: Path) -> Path:
     drawn = intro.read_text(encoding="utf-8").replace(landing.MARK, landing.chapter_map(runs.seconds(folder)))
     intro.write_text(_filled(drawn, texts), encoding="utf-8")
     command = [*SPHINX, str(source), "--path-output", str(output), "-W", "-n", "--keep-going"]
-    done = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", check=False)
+    settings = os.environ | {"DOCUTILSCONFIG": str(paths.project() / "docutils.conf")}
+    done = subprocess.run(
+        command, capture_output=True, encoding="utf-8", errors="replace", check=False, env=settings
+    )
     said = done.stdout + done.stderr
     log.write_text(said, encoding="utf-8")
     if done.returncode:
@@ -53,6 +60,7 @@ def build(folder: Path) -> Path:
         )
     index = output / "_build" / "html" / "index.html"
     require_pages(index.parent)
+    trim_icons(index.parent)
     return index
 
 
@@ -87,11 +95,27 @@ def _copy_chapter(chapter: contents.Chapter, executed: Path, texts: Mapping[str,
     """
     notebook = nbformat.read(executed, as_version=4)
     shown = [cell for cell in notebook.cells if "injected-parameters" not in cell.metadata.get("tags", [])]
-    notebook.cells = [_cell(cell, texts) for cell in shown]
+    first, *others = [_cell(cell, texts) for cell in shown]
     if badges := scoreboard.badges(chapter.name, texts):
-        heading, _, rest = notebook.cells[0].source.partition("\n")
-        notebook.cells[0].source = f"{heading}\n\n{badges}\n{rest}"
+        heading, _, rest = first.source.partition("\n")
+        first.source = f"{heading}\n\n{badges}\n{rest}"
+    notebook.cells = [first, *_headline(others), *others]
     nbformat.write(notebook, target)
+
+
+def _headline(cells: Sequence[nbformat.NotebookNode]) -> list[nbformat.NotebookNode]:
+    """The figure tagged ``headline`` once more, to begin the chapter with: what begins with one is read."""
+    main = next((cell for cell in cells if "headline" in cell.metadata.get("tags", [])), None)
+    if main is None:
+        return []
+    look = main.metadata["mystnb"]
+    said = "*Ahead of its explanation, {{numref}}`{name}`:* {caption}".format_map(look["figure"])
+    pictures = [output for output in main.outputs if "image/png" in output.get("data", {})]
+    metadata = {"tags": ["remove-input"], "mystnb": {"image": look.get("image", {})}}
+    return [
+        nbformat.v4.new_code_cell(outputs=pictures, metadata=metadata, id=f"{main.id}-ahead"),
+        nbformat.v4.new_markdown_cell(said, id=f"{main.id}-said"),
+    ]
 
 
 def _copy_picture(executed: Path, target: Path) -> None:
@@ -142,3 +166,17 @@ def require_pages(html: Path) -> None:
         if page.startswith("chapters/") and "_images/" not in path.read_text(encoding="utf-8"):
             again = "run its chapter again with `companion run --force`."
             raise CompanionError(f"the page '{page}' was built without a figure: {again}")
+
+
+def trim_icons(html: Path) -> None:
+    """Keep of the theme's two thousand icons those that a page or script names: the rest weighs 1.4 MB."""
+    script = html / "_static" / "scripts" / "fontawesome.js"
+    readers = [*html.rglob("*.html"), *(path for path in script.parent.glob("*.js") if path != script)]
+    named = {
+        name for path in readers for name in re.findall(r"fa-([\w-]+)", path.read_text(encoding="utf-8"))
+    }
+
+    def kept(icon: re.Match[str]) -> str:
+        return icon[0] if named & {icon[1], *re.findall(r"[\w-]+", icon[2])} else ""
+
+    script.write_text(ICON.sub(kept, script.read_text(encoding="utf-8")), encoding="utf-8")
