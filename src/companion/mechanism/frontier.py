@@ -30,8 +30,8 @@ def on_dev(sweep: Sweep) -> Sweep:
 
 def grid(study: Study) -> dict[Setting, Trial]:
     """The rule at every α and β, or at the least and largest of both."""
-    every = slice(None, None, 1 if study.profile.complete else 2)
-    return {(alpha, beta): edit(study, alpha, beta) for alpha in ALPHAS[every] for beta in BETAS[every]}
+    step = 1 if study.profile.complete else 2
+    return {(alpha, beta): edit(study, alpha, beta) for alpha in ALPHAS[::step] for beta in BETAS[::step]}
 
 
 def edit(study: Study, alpha: float, beta: float) -> Trial:
