@@ -81,9 +81,7 @@ def check(profile: ProfileOption = "embedded", set_: SetOption = None) -> None:
         console.print(f"{len(missing)} results are missing: {', '.join(missing)}")
     changes = checks.changed_verdicts(results, rows)
     for change in changes:
-        why = "" if change.drifted else " What it rests on is within tolerance: it stands on the border."
-        said = f"'{change.before}' in the edition, '{change.now}' in this run."
-        console.print(f"The verdict on '{change.claim}' has changed: {said}{why}")
+        console.print(checks.sentence(change))
     if changed := runs.changed(folder, results):
         why = "their source, the package, its data or libraries"
         console.print(f"Changed since they were run ({why}): {', '.join(changed)}")

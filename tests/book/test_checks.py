@@ -204,6 +204,18 @@ def test_a_verdict_has_changed_if_what_it_rests_on_has_drifted(compare, edition)
         assert said == ([("dpo", Verdict.HOLDS, *outcome)] if outcome else [])
 
 
+@pytest.mark.parametrize(
+    ("drifted", "units", "end"),
+    [
+        (True, (301, 64), "in this run."),
+        (False, (301, 64), "Nothing has drifted: this run has n = 64, the edition 301."),
+        (False, (64, 64), "it stands on the border."),
+    ],
+)
+def test_why_a_verdict_is_another(drifted, units, end):
+    assert checks.sentence(checks.Change("dpo", "holds", "cannot be told", drifted, units)).endswith(end)
+
+
 def test_what_has_no_edition_has_no_changed_verdict(edition):
     found = {"profile": "smoke", "results": {"controls_drop": drop(0, 1)}}
     assert checks.changed_verdicts(found, []) == []

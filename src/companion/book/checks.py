@@ -66,14 +66,16 @@ def compare(results: dict[str, Any]) -> tuple[list[Row], list[str]]:
 class Change:
     """A verdict that is another than in the edition; ``drifted`` if what it rests on is out of tolerance.
 
-    Another processor's rounding may tip a contrast that stands on the border: its verdict says no more than
-    that, while every value is within tolerance.
+    A contrast on fewer units has a wider interval, and another processor's rounding may tip one that stands
+    on the border: such a verdict says no more than that, while every value is within tolerance. ``units``
+    are those of the contrast in the edition and in this run.
     """
 
     claim: str
     before: str
     now: str
     drifted: bool
+    units: tuple[int, int]
 
 
 def changed_verdicts(results: dict[str, Any], rows: list[Row]) -> list[Change]:
@@ -83,10 +85,29 @@ def changed_verdicts(results: dict[str, Any], rows: list[Row]) -> list[Change]:
     before, now = scoreboard.verdicts(edition), scoreboard.verdicts(found)
     out = {row.name for row in rows if row.ok is False}
     return [
-        Change(claim.id, before[claim.id], now[claim.id], not out.isdisjoint(claim.tested_by))
+        Change(
+            claim.id,
+            before[claim.id],
+            now[claim.id],
+            not out.isdisjoint(claim.tested_by),
+            (edition[claim.result]["n"], found[claim.result]["n"]),
+        )
         for claim in claims.load()
         if claim.id in before and claim.id in now and before[claim.id] != now[claim.id]
     ]
+
+
+def sentence(change: Change) -> str:
+    """What has changed, and why that may be if nothing has drifted."""
+    said = f"'{change.before}' in the edition, '{change.now}' in this run."
+    before, now = change.units
+    if change.drifted:
+        why = ""
+    elif now < before:
+        why = f" Nothing has drifted: this run has n = {now:,}, the edition {before:,}."
+    else:
+        why = " What it rests on is within tolerance: it stands on the border."
+    return f"The verdict on '{change.claim}' has changed: {said}{why}"
 
 
 def _number(value: float | None) -> str:
