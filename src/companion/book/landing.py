@@ -61,11 +61,21 @@ SAYINGS: Mapping[str, Mapping[Verdict, str]] = {
 }
 
 
-def findings(results: Results) -> dict[str, str]:
-    """A sentence on each claim of the landing page, by its id: what the verdict of these results says."""
-    said = {ruling.claim.id: ruling.verdict for ruling in claims.rulings(results)}
+def findings(results: Results, edition: Results) -> dict[str, str]:
+    """A sentence on each claim of the landing page, by its id: what the verdict of these results says.
+
+    Where they cannot tell, the edition of the same profile is asked, which rests on more.
+    """
+    here, there = (
+        {ruling.claim.id: ruling.verdict for ruling in claims.rulings(found)} for found in (results, edition)
+    )
     quotes = {claim.id: claim.quote for claim in claims.load()}
-    return {one: _saying(one, said.get(one), quotes[one]) for one in SAYINGS}
+    said = {}
+    for one in SAYINGS:
+        more = here.get(one) is Verdict.OPEN and there.get(one, Verdict.OPEN) is not Verdict.OPEN
+        sentence = _saying(one, (there if more else here).get(one), quotes[one])
+        said[one] = f"{sentence} (So says the edition; this run is too small for it.)" if more else sentence
+    return said
 
 
 def _saying(claim: str, verdict: Verdict | None, quote: str) -> str:
