@@ -12,7 +12,8 @@ STICKS_OUT = """() => {
   const boxed = (e) => e !== document.body && (scrolls(e) || boxed(e.parentElement));
   const seen = (e) => e.checkVisibility({ visibilityProperty: true })
     && !e.closest('mjx-assistive-mml, .sr-only, .visually-hidden');
-  return [...document.querySelectorAll('.bd-article-container *')].filter((e) => right(e) > edge && seen(e) && !boxed(e))
+  return [...document.querySelectorAll('.bd-article-container *')]
+    .filter((e) => right(e) > edge && seen(e) && !boxed(e))
     .map((e) => `${e.tagName}.${e.className}: ${e.textContent.trim().slice(0, 40)}`);
 }"""
 

@@ -93,7 +93,7 @@ def _copy_chapter(executed: Path, target: Path) -> None:
 
 
 def _headline(cells: Sequence[nbformat.NotebookNode]) -> list[nbformat.NotebookNode]:
-    """A chapter's main figure (tagged ``headline``, else the first) once more: what begins with it is read."""
+    """A chapter's main figure (tagged ``headline``, else the first) once more, for its beginning."""
     figures = [cell for cell in cells if "figure" in cell.metadata.get("mystnb", {})]
     if not figures:
         return []
