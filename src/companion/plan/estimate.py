@@ -1,0 +1,204 @@
+"""What a run would take, chapter by chapter, and whether it fits: from shapes, work and measured rates."""
+
+from __future__ import annotations
+
+import math
+import tomllib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+
+from companion.errors import CompanionError
+from companion.lm import models, processes
+from companion.plan import shapes, tracing, work
+from companion.plan.shapes import Shape
+from companion.plan.work import Phase
+from companion.profiles import Profile
+
+RATES = tomllib.loads(Path(__file__).with_name("rates.toml").read_text(encoding="utf-8"))
+GIB = 2**30
+COUNTS = (1, 2, 4, 8)  # cards that are tried
+
+
+@dataclass(frozen=True)
+class Machine:
+    """``cards`` GPUs of ``memory`` bytes each; none: the memory is the computer's, and its CPU does the work."""
+
+    cards: int
+    memory: float
+
+    @classmethod
+    def here(cls) -> Machine:
+        """This machine, with as many processes as a run would have."""
+        if not models.usable_cuda():
+            return cls(0, psutil.virtual_memory().total)
+        return cls(processes.count(), torch.cuda.get_device_properties(0).total_memory)
+
+    @property
+    def rates(self) -> dict[str, Any]:
+        """The measured rates that hours are estimated from."""
+        return RATES["card" if self.cards else "cpu"]
+
+    def __str__(self) -> str:
+        if not self.cards:
+            return f"a CPU with {self.memory / GIB:.0f} GiB"
+        return f"{self.cards} × {self.memory / GIB:.0f} GiB"
+
+
+@dataclass(frozen=True)
+class Chapter:
+    """A chapter's fullest stretch and its bytes on the fullest card; hours, None if no rate is known."""
+
+    name: str
+    phase: str
+    bytes: float
+    hours: float | None
+    fits: bool
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a profile would take on a machine; bytes, and hours of the chapters that fit."""
+
+    profile: Profile
+    shape: Shape
+    machine: Machine
+    chapters: list[Chapter]
+    download: float
+    disk: float
+    host: float
+
+    @property
+    def fitting(self) -> list[str]:
+        return [chapter.name for chapter in self.chapters if chapter.fits]
+
+    @property
+    def too_large(self) -> list[Chapter]:
+        return [chapter for chapter in self.chapters if not chapter.fits]
+
+    @property
+    def hours(self) -> float:
+        return sum(chapter.hours or 0 for chapter in self.chapters if chapter.fits)
+
+    def refusal(self) -> str:
+        """One sentence for a plan in which something does not fit: what, by how much, and what would do."""
+        worst = max(self.too_large, key=lambda chapter: chapter.bytes)
+        names = ", ".join(chapter.name for chapter in self.too_large)
+        rest = f"run only {' '.join(self.fitting)}" if self.fitting else "take a smaller model"
+        return (
+            f"{self.shape.name} does not fit on {self.machine} in: {names}; {worst.name} takes "
+            f"{worst.bytes / GIB:.0f} GiB ({worst.phase}): {smallest(self)}, or {rest}."
+        )
+
+
+def plan(profile: Profile, chapters: Sequence[str], machine: Machine) -> Plan:
+    """Estimate a run of some chapters; nothing is loaded or downloaded.
+
+    Raises
+    ------
+    CompanionError
+        If the shape of the model is not known.
+    """
+    shape, rows = shapes.of(profile.model), list[Chapter]()
+    for name in chapters:
+        taken = [(needed(phase, shape, machine), phase.what) for phase in work.phases(name, profile)]
+        most, what = max(taken, default=(0.0, "no model"))
+        rows.append(Chapter(name, what, most, _hours(name, profile, shape, machine), most <= machine.memory))
+    kept = sum(work.trainings(row.name, profile) for row in rows if row.fits)
+    besides = RATES["besides"]["download"] if profile.experts == "bart" else 0.0
+    download = (shape.download or 4 * shape.parameters) + besides
+    # a checkpoint of weights and averages stands beside the one before it, and the best weights by them
+    disk = download + 4 * shape.parameters * (kept + 5 * bool(kept)) + RATES["besides"]["disk"]
+    host = 4 * shape.parameters * max(1, machine.cards)
+    return Plan(profile, shape, machine, rows, download, disk, host)
+
+
+def needed(phase: Phase, shape: Shape, machine: Machine) -> float:
+    """Bytes of a stretch of a chapter on the fullest card, or in a computer without cards."""
+    one, cards = 4 * shape.parameters, max(1, machine.cards)
+    copies = phase.copies + (phase.more if cards > 1 else 0)
+    found = RATES["besides"]["card" if machine.cards else "cpu"] + copies * one + 4 * phase.others
+    if not phase.trained:
+        return found + tracing.beside_weights(shape.name, phase.kind, phase.rows, phase.width)
+    # RMSprop on a card takes the square roots of all averages at once: as many bytes again as the weights
+    roots = one if machine.cards else 0
+    if phase.shared and cards > 1:
+        whole = 8 * (shape.outside + 2 * shape.layer)  # put together: weights and gradients, the next layer's, too
+        passing = tracing.kept_for_gradient(shape.name, -(-phase.rows // cards)) + whole
+        return found + 2 * one / cards + max(passing, (one + roots) / cards)
+    passing = tracing.beside_weights(shape.name, phase.kind, phase.rows)
+    return found + 2 * one + max(passing, one + roots)
+
+
+def smallest(found: Plan) -> str:
+    """The least setting in which all chapters fit: more such cards, or larger ones."""
+    names = [chapter.name for chapter in found.chapters]
+
+    def fullest(cards: int) -> float:
+        machine = Machine(cards, math.inf)
+        return max(row.bytes for row in plan(found.profile, names, machine).chapters)
+
+    if not found.machine.cards:
+        return f"all fit in {fullest(0) / GIB:.0f} GiB"
+    most = {cards: fullest(cards) for cards in COUNTS}
+    enough = [cards for cards in COUNTS if most[cards] <= found.machine.memory]
+    if enough:
+        return f"all fit on {enough[0]} such cards"
+    cards = min(COUNTS, key=lambda cards: (most[cards], cards))
+    return f"all fit on {cards} {'card' if cards == 1 else 'cards'} of {most[cards] / GIB:.0f} GiB"
+
+
+def refuse(profile: Profile, chapters: Sequence[str]) -> None:
+    """Refuse to begin what cannot end on this machine.
+
+    Where weights take no more than half of the memory, or the model's shape is not known, nothing is looked
+    at: what has room need not wait.
+
+    Raises
+    ------
+    CompanionError
+        If a chapter does not fit: the sentence has the numbers.
+    """
+    try:
+        parameters = shapes.of(profile.model).parameters
+    except CompanionError:
+        return
+    machine = Machine.here()
+    copies = [4 + 4 * phase.trained for name in chapters for phase in work.phases(name, profile)]
+    if 4 * parameters * max(copies, default=0) <= machine.memory / 2:
+        return
+    if (found := plan(profile, chapters, machine)).too_large:
+        raise CompanionError(found.refusal())
+
+
+def _hours(chapter: str, profile: Profile, shape: Shape, machine: Machine) -> float | None:
+    """Hours of a chapter at the measured rates; what is dealt out is divided by the number of cards."""
+    done, n = work.amounts(chapter, profile), max(1, machine.cards)
+    if done is None:
+        return None
+    each = {kind: seconds(machine.rates[kind], shape.parameters) for kind in ("write", "read", "learn", "steer")}
+    passes = done.written / 1000 * each["write"] + done.read / 1000 * each["read"]
+    total = passes / (n if done.shared else 1) + done.learned / 4 * each["learn"]
+    total += done.steered * each["steer"] / n + done.scored / 1000 * RATES["cpu"]["score"]
+    return total / 3600
+
+
+def seconds(measured: Sequence[Sequence[float]], parameters: float) -> float:
+    """Seconds of a piece of work for a model of so many parameters.
+
+    ``measured`` has pairs of parameters and seconds. Between two of them the logarithms are interpolated;
+    beyond the largest, time grows with the arithmetic, which is proportional to the parameters, and below the
+    smallest it shrinks with it.
+    """
+    sizes, times = zip(*measured, strict=True)
+    if parameters <= sizes[0] or parameters >= sizes[-1]:
+        size, time = measured[0 if parameters <= sizes[0] else -1]
+        return time * parameters / size
+    above = next(i for i, size in enumerate(sizes) if size > parameters)
+    low, high = math.log(sizes[above - 1]), math.log(sizes[above])
+    share = (math.log(parameters) - low) / (high - low)
+    return times[above - 1] ** (1 - share) * times[above] ** share
