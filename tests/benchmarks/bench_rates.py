@@ -1,15 +1,17 @@
 """Seconds and GFLOP/s of what chapters do with a model: the rates that ``companion plan`` scales.
 
-Run with ``python tests/benchmarks/bench_rates.py [--repeat 5] [--out rates.json]``; medians, fp32, the embedded
-model. *CPU seconds* are those of the process: on one thread (``OMP_NUM_THREADS=1``) they say what a core needs
-even if others are at work. FLOPs are those of matrix products, as torch counts them.
+Run with ``python tests/benchmarks/bench_rates.py [--repeat 5] [--out rates.json]``; medians, fp32, the
+embedded model. *CPU seconds* are those of the process: on one thread (``OMP_NUM_THREADS=1``) they say what a
+core needs even if others are at work. FLOPs are those of matrix products, as torch counts them.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
+import os
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -28,7 +30,7 @@ PROMPTS, WINDOW, TEXTS = 64, 512, 100
 
 
 def measured(work: Callable[[], object], repeat: int) -> dict[str, float]:
-    """Median seconds of some work, on the clock and of the CPU, after a call in which its FLOPs are counted."""
+    """Median seconds of some work, on the clock and of the CPU; in a call before, its FLOPs are counted."""
     with FlopCounterMode(display=False) as counter:
         work()
     clock, cpu = list[float](), list[float]()
@@ -37,6 +39,7 @@ def measured(work: Callable[[], object], repeat: int) -> dict[str, float]:
         work()
         clock.append(time.perf_counter() - begun[0])
         cpu.append(time.process_time() - begun[1])
+    print(f"measured: {cpu[0]:.2f} s of the CPU", file=sys.stderr, flush=True)
     seconds, of_cpu = statistics.median(clock), statistics.median(cpu)
     rate = counter.get_total_flops() / 1e9 / of_cpu
     return {"seconds": seconds, "cpu_seconds": of_cpu, "gflop_per_cpu_second": rate}
@@ -80,7 +83,7 @@ def main() -> None:
         }
     found["3 DPO steps of 4 pairs, and the reference"] = measured(learn, given.repeat)
     found[f"4 gradient steps of PPLM, {PROMPTS} prompts"] = measured(steer, given.repeat)
-    about = {"threads": torch.get_num_threads(), "torch": torch.__version__, "load": time.ctime()}
+    about = {"threads": torch.get_num_threads(), "torch": torch.__version__, "load": os.getloadavg()[0]}
     show(about | {"found": found}, given.out)
 
 

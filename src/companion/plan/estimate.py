@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,19 +14,21 @@ import torch
 
 from companion.errors import CompanionError
 from companion.lm import models, processes
-from companion.plan import shapes, tracing, work
+from companion.plan import shapes, work
 from companion.plan.shapes import Shape
 from companion.plan.work import Phase
 from companion.profiles import Profile
 
 RATES = tomllib.loads(Path(__file__).with_name("rates.toml").read_text(encoding="utf-8"))
-GIB = 2**30
+GIB = 2.0**30
 COUNTS = (1, 2, 4, 8)  # cards that are tried
+CARD = 80 * GIB  # a card's memory if nothing is said of it
+COPIES = 8  # of the weights: no chapter has more, gradients and optimiser counted
 
 
 @dataclass(frozen=True)
 class Machine:
-    """``cards`` GPUs of ``memory`` bytes each; none: the memory is the computer's, and its CPU does the work."""
+    """``cards`` GPUs of ``memory`` bytes each; without any the memory is the computer's."""
 
     cards: int
     memory: float
@@ -35,13 +37,28 @@ class Machine:
     def here(cls) -> Machine:
         """This machine, with as many processes as a run would have."""
         if not models.usable_cuda():
-            return cls(0, psutil.virtual_memory().total)
-        return cls(processes.count(), torch.cuda.get_device_properties(0).total_memory)
+            return cls(0, float(psutil.virtual_memory().total))
+        return cls(processes.count(), float(torch.cuda.get_device_properties(0).total_memory))
+
+    @classmethod
+    def of(cls, cards: int | None, gib: float | None) -> Machine:
+        """So many cards of so many GiB; what is not said is this machine's, and 80 GiB if it has no card."""
+        here = cls.here()
+        chosen = here.cards if cards is None else cards
+        memory = here.memory if bool(chosen) == bool(here.cards) else CARD
+        return cls(chosen, memory if gib is None else gib * GIB)
 
     @property
     def rates(self) -> dict[str, Any]:
         """The measured rates that hours are estimated from."""
         return RATES["card" if self.cards else "cpu"]
+
+    def besides(self, chapter: str) -> float:
+        """Bytes of libraries, and of scorers where a chapter has them."""
+        known = RATES["besides"]
+        if self.cards:
+            return known["card"]
+        return known["cpu"] + known["scorers"] * (chapter in work.SCORING)
 
     def __str__(self) -> str:
         if not self.cards:
@@ -82,7 +99,7 @@ class Plan:
 
     @property
     def hours(self) -> float:
-        return sum(chapter.hours or 0 for chapter in self.chapters if chapter.fits)
+        return sum(chapter.hours or 0.0 for chapter in self.chapters if chapter.fits)
 
     def refusal(self) -> str:
         """One sentence for a plan in which something does not fit: what, by how much, and what would do."""
@@ -105,29 +122,40 @@ def plan(profile: Profile, chapters: Sequence[str], machine: Machine) -> Plan:
     """
     shape, rows = shapes.of(profile.model), list[Chapter]()
     for name in chapters:
-        taken = [(needed(phase, shape, machine), phase.what) for phase in work.phases(name, profile)]
-        most, what = max(taken, default=(0.0, "no model"))
+        taken = _taken(work.phases(name, profile), name, shape, machine)
+        if name in work.ON_DPO:  # in the store, if that can be trained here
+            before = _taken([work.training(profile)], name, shape, machine)
+            taken += [one for one in before if one[0] > machine.memory]
+        most, what = max(taken, default=(machine.besides(name), "no model"))
         rows.append(Chapter(name, what, most, _hours(name, profile, shape, machine), most <= machine.memory))
     kept = sum(work.trainings(row.name, profile) for row in rows if row.fits)
     besides = RATES["besides"]["download"] if profile.experts == "bart" else 0.0
-    download = (shape.download or 4 * shape.parameters) + besides
+    download = (shape.download or 4.0 * shape.parameters) + besides
     # a checkpoint of weights and averages stands beside the one before it, and the best weights by them
-    disk = download + 4 * shape.parameters * (kept + 5 * bool(kept)) + RATES["besides"]["disk"]
-    host = 4 * shape.parameters * max(1, machine.cards)
+    disk = download + 4.0 * shape.parameters * (kept + 5 * bool(kept)) + RATES["besides"]["disk"]
+    host = 4.0 * shape.parameters * max(1, machine.cards)
     return Plan(profile, shape, machine, rows, download, disk, host)
 
 
+def _taken(phases: Iterable[Phase], name: str, shape: Shape, machine: Machine) -> list[tuple[float, str]]:
+    """Bytes of each stretch of a chapter, all counted, and what it is."""
+    return [(machine.besides(name) + needed(phase, shape, machine), phase.what) for phase in phases]
+
+
 def needed(phase: Phase, shape: Shape, machine: Machine) -> float:
-    """Bytes of a stretch of a chapter on the fullest card, or in a computer without cards."""
-    one, cards = 4 * shape.parameters, max(1, machine.cards)
+    """Bytes of models and work on the fullest card, or in a computer without cards."""
+    from companion.plan import tracing  # which imports what trains: a run that has room need not wait for it
+
+    one, cards = 4.0 * shape.parameters, max(1, machine.cards)
     copies = phase.copies + (phase.more if cards > 1 else 0)
-    found = RATES["besides"]["card" if machine.cards else "cpu"] + copies * one + 4 * phase.others
+    found = copies * one + 4 * phase.others
     if not phase.trained:
         return found + tracing.beside_weights(shape.name, phase.kind, phase.rows, phase.width)
     # RMSprop on a card takes the square roots of all averages at once: as many bytes again as the weights
-    roots = one if machine.cards else 0
+    roots = one if machine.cards else 0.0
     if phase.shared and cards > 1:
-        whole = 8 * (shape.outside + 2 * shape.layer)  # put together: weights and gradients, the next layer's, too
+        # weights and gradients of what is put together: a layer, the next one, and what is outside of layers
+        whole = 8 * (shape.outside + 2 * shape.layer)
         passing = tracing.kept_for_gradient(shape.name, -(-phase.rows // cards)) + whole
         return found + 2 * one / cards + max(passing, (one + roots) / cards)
     passing = tracing.beside_weights(shape.name, phase.kind, phase.rows)
@@ -136,11 +164,12 @@ def needed(phase: Phase, shape: Shape, machine: Machine) -> float:
 
 def smallest(found: Plan) -> str:
     """The least setting in which all chapters fit: more such cards, or larger ones."""
-    names = [chapter.name for chapter in found.chapters]
 
     def fullest(cards: int) -> float:
-        machine = Machine(cards, math.inf)
-        return max(row.bytes for row in plan(found.profile, names, machine).chapters)
+        names, machine = [chapter.name for chapter in found.chapters], Machine(cards, math.inf)
+        phases = [(name, list(work.phases(name, found.profile))) for name in names]
+        phases += [(name, [work.training(found.profile)]) for name in names if name in work.ON_DPO]
+        return max(one for name, some in phases for one, _ in _taken(some, name, found.shape, machine))
 
     if not found.machine.cards:
         return f"all fit in {fullest(0) / GIB:.0f} GiB"
@@ -155,8 +184,8 @@ def smallest(found: Plan) -> str:
 def refuse(profile: Profile, chapters: Sequence[str]) -> None:
     """Refuse to begin what cannot end on this machine.
 
-    Where weights take no more than half of the memory, or the model's shape is not known, nothing is looked
-    at: what has room need not wait.
+    Where eight copies of the weights take no more than half of the memory, or the model's shape is not
+    known, nothing is looked at: what has room need not wait.
 
     Raises
     ------
@@ -168,8 +197,7 @@ def refuse(profile: Profile, chapters: Sequence[str]) -> None:
     except CompanionError:
         return
     machine = Machine.here()
-    copies = [4 + 4 * phase.trained for name in chapters for phase in work.phases(name, profile)]
-    if 4 * parameters * max(copies, default=0) <= machine.memory / 2:
+    if COPIES * 4 * parameters <= machine.memory / 2:
         return
     if (found := plan(profile, chapters, machine)).too_large:
         raise CompanionError(found.refusal())
@@ -180,14 +208,16 @@ def _hours(chapter: str, profile: Profile, shape: Shape, machine: Machine) -> fl
     done, n = work.amounts(chapter, profile), max(1, machine.cards)
     if done is None:
         return None
-    each = {kind: seconds(machine.rates[kind], shape.parameters) for kind in ("write", "read", "learn", "steer")}
+    each = {
+        kind: seconds(machine.rates[kind], shape.parameters) for kind in ("write", "read", "learn", "steer")
+    }
     passes = done.written / 1000 * each["write"] + done.read / 1000 * each["read"]
     total = passes / (n if done.shared else 1) + done.learned / 4 * each["learn"]
     total += done.steered * each["steer"] / n + done.scored / 1000 * RATES["cpu"]["score"]
     return total / 3600
 
 
-def seconds(measured: Sequence[Sequence[float]], parameters: float) -> float:
+def seconds(measured: Sequence[Sequence[float]], parameters: int | float) -> float:
     """Seconds of a piece of work for a model of so many parameters.
 
     ``measured`` has pairs of parameters and seconds. Between two of them the logarithms are interpolated;

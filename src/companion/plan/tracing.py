@@ -1,7 +1,7 @@
 """What each kind of work takes in memory beside the weights: the work itself, done on models without bytes.
 
-Under torch's ``FakeTensorMode`` tensors have a shape and no content, so that a model of any size can be looked
-at anywhere. Layers are alike: what models of one and of two take says what each further layer does.
+Under torch's ``FakeTensorMode`` tensors have a shape and no content, so that a model of any size can be
+looked at anywhere. Layers are alike: what models of one and of two take says what each further layer does.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from transformers import AutoModelForCausalLM, DynamicCache
 from companion.lm.models import quiet
 from companion.mechanism.dpo import PairBatch, Triple, collate
 from companion.plan import shapes
+from companion.plan.work import NEW, PROMPT
 
 TWICE = {torch.ops.aten.logsumexp.default}  # makes a second tensor of the size of the one it is given
-PROMPT, NEW = 32, 20  # tokens, as in all profiles that are planned
 
 
 class Peak(TorchDispatchMode):
@@ -77,9 +77,7 @@ def writing(model: nn.Module, rows: int) -> None:
 def pooling(model: nn.Module, rows: int, width: int) -> None:
     """The residual streams of a batch of comments, as the probe reads them."""
     ids = torch.zeros(rows, width, dtype=torch.long)
-    model(
-        input_ids=ids, attention_mask=torch.ones_like(ids), output_hidden_states=True, logits_to_keep=1
-    )
+    model(input_ids=ids, attention_mask=torch.ones_like(ids), output_hidden_states=True, logits_to_keep=1)
 
 
 def learning(model: nn.Module, pairs: PairBatch, reference: nn.Module | None = None) -> None:
@@ -133,7 +131,7 @@ def steering(model: nn.Module, rows: int) -> None:
 
 
 @cache
-def beside_weights(name: str, work: str, rows: int, width: int = 0) -> float:
+def beside_weights(name: str, work: str, rows: int, width: int = 0) -> int:
     """The most bytes that a piece of work takes beside the weights and their gradients.
 
     ``work`` is reading, writing, pooling, learning, comparing (learning with the KL term) or steering;
@@ -144,7 +142,7 @@ def beside_weights(name: str, work: str, rows: int, width: int = 0) -> float:
 
 
 @cache
-def kept_for_gradient(name: str, rows: int) -> float:
+def kept_for_gradient(name: str, rows: int) -> int:
     """The same of learning if each layer keeps only what it was given, and makes the rest again."""
     tokens = rows * (PROMPT + 2 * (NEW - 1))
     return _peak(name, 1, "learning", rows, 0) + shapes.of(name).layers * tokens * _width(name) * 4

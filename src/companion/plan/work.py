@@ -10,18 +10,21 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from companion.plan.tracing import NEW
 from companion.profiles import Profile
 
 Kind = Literal["reading", "writing", "pooling", "learning", "comparing", "steering"]
 PROMPTS, WINDOWS, PAIR_PROMPTS, COMMENT = 1199, 280, 638, 80  # all public ones; a long comment's tokens
 STEERED = 64  # prompts in a batch of PPLM
+PROMPT, NEW = 32, 20  # their tokens at most, and new ones, as in all profiles but smoke
 # Interventions per chapter, on evaluation and on dev prompts, and of them those on all prompts, as counted on
 # a tiny Llama: in a profile that is not complete, and in one that is.
 TRIALS = {"ablation": (18, 42), "patching": (15, 45), "editing": (30, 36)}
 ON_ALL = 8
+ON_DPO = {"dpo", "ablation", "patching", "decomposition", "controls", "editing", "evaluation"}
+SCORING = {"setting", "dpo", "ablation", "patching", "controls", "editing", "evaluation"}  # scorers loaded
 # Parameters of the models that MaRCo takes besides the profile's: three BARTs; GPT-2 XL and RoBERTa-large.
 EXPERTS, JUDGES = 3 * 139e6, 1558e6 + 355e6
+EMBEDDED_JUDGE = 268e6  # Gemma 3 270M
 
 
 @dataclass(frozen=True)
@@ -29,8 +32,8 @@ class Phase:
     """A stretch of a chapter: whole copies of the model on the first card, and the largest piece of work.
 
     ``more`` copies are those of a process beside the chapter's on that card, if cards share the work;
-    ``trained`` says whether gradients and optimiser come on top, ``shared`` whether cards divide them; ``rows``
-    and ``width`` are those of the work, ``others`` the parameters of other models.
+    ``trained`` says whether gradients and optimiser come on top, ``shared`` whether cards divide them;
+    ``rows`` and ``width`` are those of the work, ``others`` the parameters of other models.
     """
 
     what: str
@@ -48,11 +51,11 @@ class Phase:
 class Amounts:
     """How much of each work a chapter does; what is not divided among cards is ``alone``."""
 
-    written: float = 0.0  # tokens
-    read: float = 0.0  # tokens
-    learned: float = 0.0  # pairs
-    steered: float = 0.0  # gradient steps of a batch of 64 prompts
-    scored: float = 0.0  # texts
+    written: int | float = 0  # tokens
+    read: int | float = 0  # tokens
+    learned: int | float = 0  # pairs
+    steered: int | float = 0  # gradient steps of a batch of 64 prompts
+    scored: int | float = 0  # texts
     shared: bool = False  # writing and reading are dealt out
 
 
@@ -69,7 +72,7 @@ def phases(chapter: str, profile: Profile) -> Iterator[Phase]:
             yield Phase("reading comments", 1, "pooling", 32, COMMENT)
         case "dpo":
             yield Phase("PPLM", 1, "steering", STEERED, more=1)
-            yield Phase("DPO", 1, "learning", batch, trained=True, shared=True)
+            yield training(profile)
             yield Phase("base, DPO, noise and a model between", 4, "reading", 2, width)
             if profile.complete:  # of the two runs the first one's model is still there in the second
                 yield Phase("DPO with the KL term", 4, "comparing", batch, trained=True)
@@ -84,10 +87,15 @@ def phases(chapter: str, profile: Profile) -> Iterator[Phase]:
         case "controls":
             yield Phase("base, DPO, and another DPO", 2, "learning", profile.control_batch, 0, 0, True, True)
         case "experts" | "marco":
-            yield Phase("the experts write", 0 if bart else 2, "writing", 64, others=EXPERTS if bart else 0)
+            yield Phase("the experts write", 0 if bart else 2, "writing", 64, others=EXPERTS if bart else 0.0)
         case "evaluation":
-            others = EXPERTS + JUDGES if bart else 0
+            others = EXPERTS + JUDGES if bart else EMBEDDED_JUDGE
             yield Phase("base, DPO, experts and judges", 2 if bart else 4, "writing", 64, others=others)
+
+
+def training(profile: Profile) -> Phase:
+    """DPO itself: chapters that build on its model train it where the store does not have it."""
+    return Phase("DPO", 1, "learning", profile.dpo_batch, trained=True, shared=True)
 
 
 def amounts(chapter: str, profile: Profile) -> Amounts | None:
