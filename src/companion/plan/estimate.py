@@ -101,6 +101,11 @@ class Plan:
     def hours(self) -> float:
         return sum(chapter.hours or 0.0 for chapter in self.chapters if chapter.fits)
 
+    def says(self, chapter: Chapter) -> str:
+        """Whether a chapter fits; within a tenth of the memory an estimate cannot be sure."""
+        near = chapter.bytes > 0.9 * self.machine.memory
+        return ("barely" if near else "yes") if chapter.fits else "no"
+
     def refusal(self) -> str:
         """One sentence for a plan in which something does not fit: what, by how much, and what would do."""
         worst = max(self.too_large, key=lambda chapter: chapter.bytes)
@@ -112,8 +117,10 @@ class Plan:
         )
 
 
-def plan(profile: Profile, chapters: Sequence[str], machine: Machine) -> Plan:
+def plan(profile: Profile, chapters: Sequence[str], machine: Machine, *, stored: bool = False) -> Plan:
     """Estimate a run of some chapters; nothing is loaded or downloaded.
+
+    ``stored``: the DPO model that chapters build on may be in the store, from another machine even.
 
     Raises
     ------
@@ -123,7 +130,7 @@ def plan(profile: Profile, chapters: Sequence[str], machine: Machine) -> Plan:
     shape, rows = shapes.of(profile.model), list[Chapter]()
     for name in chapters:
         taken = _taken(work.phases(name, profile), name, shape, machine)
-        if name in work.ON_DPO:  # in the store, if that can be trained here
+        if name in work.ON_DPO and not stored:
             before = _taken([work.training(profile)], name, shape, machine)
             taken += [one for one in before if one[0] > machine.memory]
         most, what = max(taken, default=(machine.besides(name), "no model"))
@@ -199,7 +206,7 @@ def refuse(profile: Profile, chapters: Sequence[str]) -> None:
     machine = Machine.here()
     if COPIES * 4 * parameters <= machine.memory / 2:
         return
-    if (found := plan(profile, chapters, machine)).too_large:
+    if (found := plan(profile, chapters, machine, stored=True)).too_large:
         raise CompanionError(found.refusal())
 
 
@@ -212,7 +219,8 @@ def _hours(chapter: str, profile: Profile, shape: Shape, machine: Machine) -> fl
         kind: seconds(machine.rates[kind], shape.parameters) for kind in ("write", "read", "learn", "steer")
     }
     passes = done.written / 1000 * each["write"] + done.read / 1000 * each["read"]
-    total = passes / (n if done.shared else 1) + done.learned / 4 * each["learn"]
+    step = math.ceil(profile.dpo_batch / machine.rates["pairs"]) * each["learn"]
+    total = passes / (n if done.shared else 1) + done.learned * step
     total += done.steered * each["steer"] / n + done.scored / 1000 * RATES["cpu"]["score"]
     return total / 3600
 

@@ -20,7 +20,7 @@ def chapters(found: Plan) -> Table:
     table = Table("chapter", "fullest when", where, "hours", "fits", title=_title(found))
     for row in found.chapters:
         hours = "not measured" if row.hours is None else f"{row.hours:.1f}"
-        fits = Text("yes") if row.fits else Text("no", "red")
+        fits = Text(found.says(row), "" if row.fits else "red")
         table.add_row(row.name, row.phase, f"{row.bytes / GIB:.1f}", hours, fits)
     return table
 
@@ -53,15 +53,19 @@ def papers() -> str:
         for machine in MACHINES:
             found = estimate.plan(profile, CHAPTERS, machine)
             worst = max(found.chapters, key=lambda row: row.bytes)
-            numbers = [str(CHAPTERS.index(row.name) + 1) for row in found.too_large]
-            enough = estimate.smallest(found).removeprefix("all fit on ") if numbers else "these"
+            number = {row.name: str(CHAPTERS.index(row.name) + 1) for row in found.chapters}
+            out, near = (
+                ", ".join(number[row.name] for row in found.chapters if found.says(row) == said)
+                for said in ("no", "barely")
+            )
+            enough = estimate.smallest(found).removeprefix("all fit on ") if out else "these"
             cells = (
                 profile.model.rpartition("/")[2],
                 str(machine).removesuffix(" GiB"),
-                ", ".join(numbers) or "none",
-                f"{worst.bytes / GIB:.0f} (chapter {CHAPTERS.index(worst.name) + 1})",
+                (out or "none") + (f" ({near} barely)" if near else ""),
+                f"{worst.bytes / GIB:.0f} (chapter {number[worst.name]})",
                 enough,
-                f"{found.hours:.0f}",
+                f"{found.hours:.0f}" if found.hours >= 1 else "below 1",
                 f"{found.disk / 1e9:.0f}",
             )
             lines.append(f"| {' | '.join(cells)} |")

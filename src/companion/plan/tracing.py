@@ -17,7 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.functional import kl_div
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from transformers import AutoModelForCausalLM, DynamicCache
+from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedModel
 
 from companion.lm.models import quiet
 from companion.mechanism.dpo import PairBatch, Triple, collate
@@ -62,7 +62,7 @@ def reading(model: nn.Module, rows: int, width: int) -> None:
     _ = logits.logsumexp(-1) - logits.gather(-1, ids[:, 1:, None])[..., 0]
 
 
-def writing(model: nn.Module, rows: int) -> None:
+def writing(model: PreTrainedModel, rows: int) -> None:
     """A batch of prompts and its last new token, as :mod:`companion.lm.generation` writes it."""
     cache = DynamicCache(config=model.config)
     for width, seen in ((PROMPT, PROMPT), (NEW, PROMPT + NEW)):  # at once, as the cache holds them
@@ -110,21 +110,22 @@ def _scored(model: nn.Module, pairs: PairBatch) -> Tensor:
     return out.logits[0].float()
 
 
-def steering(model: nn.Module, rows: int) -> None:
+def steering(model: PreTrainedModel, rows: int) -> None:
     """A gradient step of :mod:`companion.mechanism.pplm` at the last of the new tokens."""
     width = PROMPT + NEW - 1
     ids = torch.zeros(rows, width, dtype=torch.long)
     past = DynamicCache(config=model.config)
     with torch.no_grad():
         model(input_ids=ids, past_key_values=past, use_cache=True, logits_to_keep=1)
-    flat = [t for layer in past.layers for t in (layer.keys, layer.values)]
+    layers: list[Any] = past.layers  # of attention, all of them
+    flat = [t for layer in layers for t in (layer.keys, layer.values)]
     deltas = [torch.zeros_like(t).requires_grad_() for t in flat]
     moved = [t + d for t, d in zip(flat, deltas, strict=True)]
     cache = DynamicCache(list(zip(moved[::2], moved[1::2], strict=True)))
     ahead = {"past_key_values": cache, "use_cache": True, "output_hidden_states": True, "logits_to_keep": 1}
     mask = torch.ones(rows, width + 2, dtype=torch.long)
     out = model(input_ids=ids[:, :1], attention_mask=mask[:, :-1], **ahead)
-    soft = out.logits[:, -1].softmax(-1) @ model.get_input_embeddings().weight.detach()
+    soft = out.logits[:, -1].softmax(-1) @ model.get_input_embeddings().get_parameter("weight").detach()
     future = model(inputs_embeds=soft[:, None], attention_mask=mask, **ahead)
     gradients = torch.autograd.grad(future.hidden_states[-1].sum() + out.logits.sum(), deltas)
     _ = [d - g for d, g in zip(deltas, gradients, strict=True)]

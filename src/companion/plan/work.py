@@ -53,7 +53,7 @@ class Amounts:
 
     written: int | float = 0  # tokens
     read: int | float = 0  # tokens
-    learned: int | float = 0  # pairs
+    learned: int | float = 0  # steps
     steered: int | float = 0  # gradient steps of a batch of 64 prompts
     scored: int | float = 0  # texts
     shared: bool = False  # writing and reading are dealt out
@@ -103,7 +103,7 @@ def amounts(chapter: str, profile: Profile) -> Amounts | None:
     prompts = profile.prompts or PROMPTS
     windows = (profile.perplexity_windows or WINDOWS) * profile.window_tokens
     once = (prompts + profile.continuations) * NEW  # a model's measures: texts, and windows beside them
-    steps, few = profile.dpo_steps * profile.dpo_batch, profile.sweep_prompts / 2
+    few = profile.sweep_prompts / 2
     match chapter:
         case "setting":
             drawn = profile.sample_prompts * profile.samples
@@ -118,7 +118,7 @@ def amounts(chapter: str, profile: Profile) -> Amounts | None:
             return Amounts(
                 models * once + line[0],
                 models * windows + line[1],
-                trainings * steps,
+                trainings * profile.dpo_steps,
                 rounds * NEW * profile.pplm_iterations,
                 models * prompts + made * PAIR_PROMPTS,
             )
@@ -134,8 +134,8 @@ def amounts(chapter: str, profile: Profile) -> Amounts | None:
             return Amounts(2 * prompts * NEW, 4 * prompts * 2 * NEW)
         case "controls":
             runs, each = profile.control_seeds + profile.control_shuffles, profile.control_prompts or prompts
-            learned = runs * profile.control_steps * profile.control_batch
-            return Amounts(runs * each * NEW, runs * each * 3 * NEW, learned, scored=runs * each)
+            steps = runs * profile.control_steps
+            return Amounts(runs * each * NEW, runs * each * 3 * NEW, steps, scored=runs * each)
         case "scoreboard":
             return Amounts()
     return None
