@@ -13,7 +13,8 @@ from companion.book import contents
 from companion.errors import CompanionError
 from companion.lm import tiny
 
-NAMES = ("embedded", "smoke", "full", "gemma", "public", "paper")
+PAPERS = ("paper-gpt2", "paper-gemma2", "paper-llama3", "paper-mistral")
+NAMES = ("embedded", "smoke", "full", "gemma", "public", "paper", *PAPERS)
 TYPES = {"bool": bool, "int": int, "str": str, "float": float, "list[str]": list}
 
 

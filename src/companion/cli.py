@@ -1,4 +1,5 @@
-"""The command line: run, check, build, new-chapter, fetch, clean, doctor, rewrite, train-experts, make."""
+"""The command line: plan, run, check, build, new-chapter, fetch, clean, doctor, rewrite, train-experts,
+make."""
 
 from __future__ import annotations
 
@@ -14,7 +15,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from companion import __version__, book, make, paths
+from companion import __version__, book, make, paths, profiles
 from companion.errors import CompanionError
 from companion.rewrite_command import rewrite
 from companion.terminal import ProfileOption, console
@@ -54,6 +55,34 @@ def run(
 
     folder = runner.run(chapters, profile, parse_settings(set_), force=force, jobs=jobs)
     console.print(f"results: {folder / 'results.json'}")
+
+
+@app.command()
+def plan(
+    profile: ProfileOption = "paper",
+    model: Annotated[str | None, typer.Option(help="another model; the profile's if not given")] = None,
+    gpus: Annotated[int | None, typer.Option(min=0, help="cards; this machine's if not given")] = None,
+    memory: Annotated[
+        float | None, typer.Option(min=1, help="GiB of a card; of this machine's, or 80 if it has none")
+    ] = None,
+    papers: Annotated[
+        bool, typer.Option(help="the papers' four models on three machines instead, as a Markdown table")
+    ] = False,
+) -> None:
+    """Estimate downloads, disk, memory and hours of a run; exit code 2 if it does not fit."""
+    from companion.book import contents
+    from companion.plan import estimate, tables
+
+    if papers:
+        print(tables.papers())
+        return
+    chosen = profiles.load(profile, model=model)
+    names = [chapter.name for chapter in contents.chapters(chosen.chapters)]
+    found = estimate.plan(chosen, names, estimate.Machine.of(gpus, memory))
+    console.print(tables.chapters(found))
+    console.print(tables.besides(found))
+    if found.too_large:
+        raise CompanionError(found.refusal())
 
 
 @app.command()

@@ -34,6 +34,7 @@ from companion.book import contents, runs, schedule
 from companion.book.contents import Chapter
 from companion.errors import CompanionError
 from companion.lm import models
+from companion.plan import estimate
 from companion.terminal import console
 
 KERNEL = "kernel-"  # beginning of a folder's name
@@ -67,7 +68,8 @@ def run(
     Raises
     ------
     CompanionError
-        If a chapter, profile or parameter does not exist, or a chapter reports a user error or is killed.
+        If a chapter, profile or parameter does not exist, a chapter has no room on this machine
+        (:mod:`companion.plan`), reports a user error or is killed.
     """
     selected = contents.chapters(names or profiles.load(profile).chapters)
     overrides = runs.located(overrides)
@@ -78,6 +80,7 @@ def run(
                 f"no chosen chapter has a parameter '{key}': choose from {', '.join(sorted(known))}."
             )
     settings = profiles.load(profile, **{k: v for k, v in overrides.items() if k in profiles.settings()})
+    estimate.refuse(settings, [chapter.name for chapter in selected])
     folder = runs.folder_of(profile, overrides)
     for name in ("COMPANION_CACHE", "COMPANION_DATA"):  # kernels inherit them, and run in another folder
         if os.environ.get(name):
