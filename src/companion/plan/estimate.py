@@ -99,7 +99,7 @@ class Plan:
 
     @property
     def hours(self) -> float:
-        return sum(chapter.hours or 0.0 for chapter in self.chapters if chapter.fits)
+        return sum((chapter.hours or 0.0 for chapter in self.chapters if chapter.fits), 0.0)
 
     def says(self, chapter: Chapter) -> str:
         """Whether a chapter fits; within a tenth of the memory an estimate cannot be sure."""
