@@ -113,7 +113,7 @@ def _headline(cells: Sequence[nbformat.NotebookNode]) -> list[nbformat.NotebookN
     pictures = [output for output in main.outputs if "image/png" in output.get("data", {})]
     metadata = {"tags": ["remove-input"], "mystnb": {"image": look.get("image", {})}}
     return [
-        nbformat.v4.new_code_cell(outputs=pictures, metadata=metadata, id=f"{main.id}-ahead"),
+        nbformat.v4.new_code_cell(main.source, outputs=pictures, metadata=metadata, id=f"{main.id}-ahead"),
         nbformat.v4.new_markdown_cell(said, id=f"{main.id}-said"),
     ]
 
