@@ -108,7 +108,7 @@ def test_memory_of_reading_is_what_torch_takes(middling, kind):
 
 
 def test_layers_add_up(middling):
-    """What models of one and two layers take says what all layers take."""
+    """What models of two and three layers take says what all layers take."""
     shape = shapes.of(middling["llama"])
     for kind in ("learning", "writing", "steering"):
         whole = tracing._peak(shape.name, shape.layers, kind, 4, 0)

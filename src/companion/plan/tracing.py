@@ -1,7 +1,7 @@
 """What each kind of work takes in memory beside the weights: the work itself, done on models without bytes.
 
 Under torch's ``FakeTensorMode`` tensors have a shape and no content, so that a model of any size can be
-looked at anywhere. Layers are alike: what models of one and of two take says what each further layer does.
+looked at anywhere. Layers are alike: what models of two and of three take says what each further layer does.
 """
 
 from __future__ import annotations
@@ -138,8 +138,8 @@ def beside_weights(name: str, work: str, rows: int, width: int = 0) -> int:
     ``work`` is reading, writing, pooling, learning, comparing (learning with the KL term) or steering;
     ``rows`` are windows, prompts, comments or pairs.
     """
-    one, two = (_peak(name, layers, work, rows, width) for layers in (1, 2))
-    return one + (shapes.of(name).layers - 1) * max(0, two - one)
+    two, three = (_peak(name, layers, work, rows, width) for layers in (2, 3))
+    return three + (shapes.of(name).layers - 3) * max(0, three - two)
 
 
 @cache
