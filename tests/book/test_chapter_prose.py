@@ -9,7 +9,7 @@ import nbformat
 import pytest
 
 from companion import paths
-from companion.book import contents, record
+from companion.book import contents, landing, record
 
 CHAPTERS = contents.chapters()
 MOST_WORDS, MOST_NUMBERS, MOST_LINES, WIDEST = 1500, 3, 25, 88
@@ -28,10 +28,7 @@ def prose(chapter: contents.Chapter) -> str:
         if c.cell_type == "markdown" or c.source.startswith(record.MAGIC)
     ]
     text = "\n\n".join(written)
-    text = re.sub(r"^\$\$.*?\$\$$", "", text, flags=re.MULTILINE | re.DOTALL)
-    folded = r"^(`{3,})\{\w+\}[^\n]*\n:class: dropdown\n.*?^\1$"
-    text = re.sub(folded, "", text, flags=re.MULTILINE | re.DOTALL)
-    return re.sub(r"^(`{3,}|:{3,}).*?$", "", text, flags=re.MULTILINE)
+    return landing.ASIDE.sub("", text)
 
 
 def paragraphs(text: str) -> list[str]:

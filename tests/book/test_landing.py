@@ -82,7 +82,7 @@ def test_badges_are_the_verdicts_of_a_chapter():
     said["scoreboard_unalign"] = "cannot be told"
     shown = scoreboard.badges("ablation", said)
     assert shown.count("{bdg-ref-success}`holds <12_scoreboard>`") == 3
-    assert shown.count("{bdg-ref-secondary}`cannot be told <12_scoreboard>`") == 1
+    assert shown.count("{bdg-ref-muted}`cannot be told <12_scoreboard>`") == 1
     assert "DPO lowers toxicity" in scoreboard.badges("dpo", said)
     assert scoreboard.badges("setting", said) == "" == scoreboard.badges("ablation", {})
     named = {name for claim in claims.load() for name in claim.also}

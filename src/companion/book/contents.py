@@ -34,7 +34,7 @@ class Chapter:
 
     @property
     def title(self) -> str:
-        """Its heading without the number: its name, a colon and its question."""
+        """Its heading without the number, a name and a question."""
         cells = json.loads(self.path.read_text(encoding="utf-8"))["cells"]
         heading = "".join(cells[0]["source"]).splitlines()[0]
         return heading.lstrip("# ").partition(" · ")[2] or heading.lstrip("# ")

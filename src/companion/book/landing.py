@@ -18,6 +18,10 @@ from companion.book.contents import Chapter
 
 MARK = "<!-- map of the chapters -->"  # where it goes in intro.md
 PICTURE = "pages/images/scoreboard-picture.png"  # the figure of that name in a chapter, put there by build
+ASIDE = re.compile(  # hints and solutions, displayed formulas, lines of fences
+    r"^(`{3,})\{\w+\}[^\n]*\n:class: dropdown\n.*?^\1$|^\$\$.*?\$\$$|^(?:`{3,}|:{3,})[^\n]*$",
+    re.MULTILINE | re.DOTALL,
+)
 WORDS_A_MINUTE = 100  # of prose with formulas, figures and code between it
 
 # What a verdict on a claim says, for a reader who has not met the claim. *In part* is made of *holds*.
@@ -113,7 +117,8 @@ def _part(caption: str, chapters: Sequence[Chapter], seconds: Mapping[str, float
         f'<div class="floor">{"".join(_box(chapter, seconds) for chapter in floor)}</div>'
         for floor in _floors(chapters)
     ]
-    return f"<section><strong>{html.escape(caption)}</strong>\n{DOWN.join(floors)}</section>\n"
+    head = f'<section style="flex-grow: {len(chapters)}"><strong>{html.escape(caption)}</strong>'
+    return f"{head}\n{DOWN.join(floors)}</section>\n"
 
 
 def _floors(chapters: Sequence[Chapter]) -> Iterator[list[Chapter]]:
@@ -138,7 +143,7 @@ def _box(chapter: Chapter, seconds: Mapping[str, float]) -> str:
 
 
 def words(chapter: Chapter) -> int:
-    """How many words of prose a chapter has."""
+    """How many words of prose a chapter has, without formulas, fences and what is folded."""
     cells = nbformat.read(chapter.path, as_version=4).cells
     prose = [c.source for c in cells if c.cell_type == "markdown" or c.source.startswith(record.MAGIC)]
-    return len(re.findall(r"\w[\w'’-]*", "\n".join(prose)))
+    return len(re.findall(r"\w[\w'’-]*", ASIDE.sub("", "\n\n".join(prose))))

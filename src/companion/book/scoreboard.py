@@ -60,7 +60,7 @@ def verdicts(results: Results) -> dict[str, str]:
     return {ruling.claim.id: str(ruling.verdict) for ruling in claims.rulings(results)}
 
 
-BADGES = {Verdict.HOLDS: "success", Verdict.PART: "warning", Verdict.NOT: "danger", Verdict.OPEN: "secondary"}
+BADGES = {Verdict.HOLDS: "success", Verdict.PART: "warning", Verdict.NOT: "danger", Verdict.OPEN: "muted"}
 
 
 def badges(chapter: str, said: Mapping[str, Any]) -> str:
