@@ -136,7 +136,8 @@ def plan(profile: Profile, chapters: Sequence[str], machine: Machine, *, stored:
         most, what = max(taken, default=(machine.besides(name), "no model"))
         rows.append(Chapter(name, what, most, _hours(name, profile, shape, machine), most <= machine.memory))
     kept = sum(work.trainings(row.name, profile) for row in rows if row.fits)
-    besides = RATES["besides"]["download"] if profile.experts == "bart" else 0.0
+    other_models = profile.experts == "bart" and work.MARCO.intersection(chapters)
+    besides = RATES["besides"]["download"] if other_models else 0.0
     download = (shape.download or 4.0 * shape.parameters) + besides
     # a checkpoint of weights and averages stands beside the one before it, and the best weights by them
     disk = download + 4.0 * shape.parameters * (kept + 5 * bool(kept)) + RATES["besides"]["disk"]
