@@ -65,7 +65,8 @@ def project(tmp_path, monkeypatch) -> Path:
     """A checkout with two small chapters, earlier results and an empty cache."""
     root = tmp_path / "project"
     (root / "chapters").mkdir(parents=True)
-    (root / "pages").mkdir()
+    for folder in ("_static", "pages"):
+        (root / folder).mkdir()
     nbformat.write(notebook(PARAMETERS, BODY), root / "chapters" / "01_mini.ipynb")
     nbformat.write(
         notebook(
@@ -78,7 +79,7 @@ def project(tmp_path, monkeypatch) -> Path:
         "  - file: chapters/01_mini\n  - file: chapters/02_second\n",
         encoding="utf-8",
     )
-    for name in ("_config.yml", "intro.md", "references.bib", "pages/page.md"):
+    for name in ("_config.yml", "_static/book.css", "intro.md", "references.bib", "pages/page.md"):
         (root / name).write_text("# Title\n", encoding="utf-8")
     for profile in profiles.names():
         (root / "_build" / "runs" / profile).mkdir(parents=True)

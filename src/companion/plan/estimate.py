@@ -7,7 +7,6 @@ import tomllib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import psutil
 import torch
@@ -47,11 +46,6 @@ class Machine:
         chosen = here.cards if cards is None else cards
         memory = here.memory if bool(chosen) == bool(here.cards) else CARD
         return cls(chosen, memory if gib is None else gib * GIB)
-
-    @property
-    def rates(self) -> dict[str, Any]:
-        """The measured rates that hours are estimated from."""
-        return RATES["card" if self.cards else "cpu"]
 
     def besides(self, chapter: str) -> float:
         """Bytes of libraries, and of scorers where a chapter has them."""
@@ -213,17 +207,18 @@ def refuse(profile: Profile, chapters: Sequence[str]) -> None:
 
 
 def _hours(chapter: str, profile: Profile, shape: Shape, machine: Machine) -> float | None:
-    """Hours of a chapter at the measured rates; what is dealt out is divided by the number of cards."""
-    done, n = work.amounts(chapter, profile), max(1, machine.cards)
-    if done is None:
+    """Hours of a chapter at the measured rates; what is dealt out is divided by the number of cards.
+
+    On a CPU much of the time is not the model's, so that its passes say too little: there are none.
+    """
+    done, n, rates = work.amounts(chapter, profile), machine.cards, RATES["card"]
+    if done is None or not n:
         return None
-    each = {
-        kind: seconds(machine.rates[kind], shape.parameters) for kind in ("write", "read", "learn", "steer")
-    }
+    each = {kind: seconds(rates[kind], shape.parameters) for kind in ("write", "read", "learn", "steer")}
     passes = done.written / 1000 * each["write"] + done.read / 1000 * each["read"]
-    step = math.ceil(profile.dpo_batch / machine.rates["pairs"]) * each["learn"]
+    step = math.ceil(profile.dpo_batch / rates["pairs"]) * each["learn"]
     total = passes / (n if done.shared else 1) + done.learned * step
-    total += done.steered * each["steer"] / n + done.scored / 1000 * RATES["cpu"]["score"]
+    total += done.steered * each["steer"] / n + done.scored / 1000 * rates["score"]
     return total / 3600
 
 

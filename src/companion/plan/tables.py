@@ -36,9 +36,11 @@ def besides(found: Plan) -> str:
     lines = [
         f"download {found.download / 1e9:.0f} GB, disk {found.disk / 1e9:.0f} GB (of the chapters that fit), "
         f"the computer's memory {found.host / GIB:.0f} GiB while weights are read",
-        f"hours: {found.hours:.0f} in all, at the rates of {found.machine.rates['machine']}; "
-        "chapters 9 to 11 were not measured",
     ]
+    if found.machine.cards:
+        machine = estimate.RATES["card"]["machine"]
+        said = f"hours: {found.hours:.0f} in all, at the rates of {machine}"
+        lines.append(f"{said}; chapters 9 to 11 were not measured")
     return "\n".join([*lines, found.shape.access] if found.shape.access else lines)
 
 

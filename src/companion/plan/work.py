@@ -18,7 +18,7 @@ STEERED = 64  # prompts in a batch of PPLM
 PROMPT, NEW = 32, 20  # their tokens at most, and new ones, as in all profiles but smoke
 # Interventions per chapter, on evaluation and on dev prompts, and of them those on all prompts, as counted on
 # a tiny Llama: in a profile that is not complete, and in one that is.
-TRIALS = {"ablation": (18, 42), "patching": (15, 45), "editing": (30, 36)}
+TRIALS = {"ablation": (18, 42), "patching": (15, 45), "editing": (25, 36)}
 ON_ALL = 8
 ON_DPO = {"dpo", "ablation", "patching", "decomposition", "controls", "editing", "evaluation"}
 MARCO = {"experts", "marco", "evaluation"}
