@@ -9,7 +9,7 @@ import nbformat
 import pytest
 
 from companion import paths
-from companion.book import build, claims, contents, editions, landing, record, scoreboard
+from companion.book import build, claims, contents, editions, findings, landing, record, scoreboard
 from companion.book.claims import Verdict
 
 INTRO = (paths.project() / "intro.md").read_text(encoding="utf-8")
@@ -20,8 +20,8 @@ def result(low: float, high: float) -> dict:
 
 
 def test_every_claim_of_the_landing_page_has_a_saying_for_every_verdict():
-    assert set(landing.SAYINGS) <= {claim.id for claim in claims.load()}
-    for claim, sayings in landing.SAYINGS.items():
+    assert set(findings.SAYINGS) <= {claim.id for claim in claims.load()}
+    for claim, sayings in findings.SAYINGS.items():
         assert set(sayings) == set(Verdict) - {Verdict.PART}
         assert len(set(sayings.values())) == 3
         assert f"{{{{scoreboard_finding_{claim.replace('-', '_')}}}}}" in INTRO
@@ -37,8 +37,8 @@ def test_every_claim_of_the_landing_page_has_a_saying_for_every_verdict():
 )
 def test_results_choose_the_sentence(first, second, expected):
     found = {"ablation_dpo_minus_toxic": result(*first), "ablation_dpo_minus_toxic_second": result(*second)}
-    said = landing.findings(found, {})
-    assert said["not-enough"] == landing.SAYINGS["not-enough"][expected]
+    said = findings.of(found, {})
+    assert said["not-enough"] == findings.SAYINGS["not-enough"][expected]
     assert said["marco"] == "This run does not test whether MaRCo lowers toxicity."
 
 
@@ -46,15 +46,15 @@ def test_where_a_run_cannot_tell_its_edition_is_asked():
     cannot, small, large = (
         {"evaluation_drop_marco": result(*ends)} for ends in ((-0.1, 0.4), (-0.05, 0.05), (0.3, 0.4))
     )
-    sayings = landing.SAYINGS["marco"]
-    assert landing.findings(cannot, large)["marco"].startswith(f"{sayings[Verdict.HOLDS]} (So says the ed")
-    assert landing.findings(cannot, cannot)["marco"] == sayings[Verdict.OPEN]
-    assert landing.findings(small, large)["marco"] == sayings[Verdict.NOT]
+    sayings = findings.SAYINGS["marco"]
+    assert findings.of(cannot, large)["marco"].startswith(f"{sayings[Verdict.HOLDS]} (So says the ed")
+    assert findings.of(cannot, cannot)["marco"] == sayings[Verdict.OPEN]
+    assert findings.of(small, large)["marco"] == sayings[Verdict.NOT]
 
 
 def test_one_scorer_of_two_is_said():
     found = {"evaluation_drop_marco": result(0.3, 0.4), "evaluation_drop_second_marco": result(-0.1, 0.05)}
-    assert landing.findings(found, {})["marco"].startswith("By one scorer of two, but not by the other: ")
+    assert findings.of(found, {})["marco"].startswith("By one scorer of two, but not by the other: ")
 
 
 def test_the_map_has_every_chapter_once_below_what_it_builds_on():

@@ -275,6 +275,7 @@ READERS = {
     "book/claims.py",
     "book/scoreboard.py",
     "book/scorer_card.py",
+    "plan/work.py",  # counts the scorers
 }
 # Where something is chosen: pairs, probes, thresholds, strengths, settings, training rows.
 CHOOSERS = (
