@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import doctest
 import re
 
@@ -44,6 +45,17 @@ def test_sections_of_what_comes_back_begin_with_its_type():
         for head, first, second in re.findall(r" (Returns|Yields)\n +-+\n( *\S.*)\n(.*)\n", text):
             indents = [len(line) - len(line.lstrip()) for line in (first, second)]
             assert indents[0] < indents[1], f"{file}: {head} begins with {first.strip()!r}"
+
+
+def test_what_describes_a_property_has_no_colon():
+    """Sphinx takes what stands before it for a type, as above."""
+    for file in sorted(paths.PACKAGE.rglob("*.py")):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.FunctionDef) and not node.name.startswith("_"):
+                decorated = {ast.unparse(one) for one in node.decorator_list}
+                first = (ast.get_docstring(node) or "").partition("\n")[0]
+                if decorated & {"property", "cached_property"}:
+                    assert ": " not in first, f"{file}: {node.name}"
 
 
 def test_every_module_has_its_section():

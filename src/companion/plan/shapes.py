@@ -33,7 +33,7 @@ class Shape:
 
     @property
     def outside(self) -> int:
-        """Weights that belong to no layer: embeddings, and what stands behind the last layer."""
+        """Weights that belong to no layer, as embeddings and what stands behind the last layer."""
         return _counted(self.name)[0]
 
     @property
