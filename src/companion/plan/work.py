@@ -22,7 +22,16 @@ TRIALS = {"ablation": (18, 42), "patching": (15, 45), "editing": (25, 36)}
 ON_ALL = 8
 ON_DPO = {"dpo", "ablation", "patching", "decomposition", "controls", "editing", "evaluation"}
 MARCO = {"experts", "marco", "evaluation"}
-SCORING = {"setting", "dpo", "ablation", "patching", "controls", "editing", "evaluation"}  # scorers loaded
+SCORING = {
+    "setting",
+    "dpo",
+    "ablation",
+    "patching",
+    "controls",
+    "editing",
+    "marco",
+    "evaluation",
+}  # scorers loaded
 # Parameters of the models that MaRCo takes besides the profile's: three BARTs; GPT-2 XL and RoBERTa-large.
 EXPERTS, JUDGES = 3 * 139e6, 1558e6 + 355e6
 EMBEDDED_JUDGE = 268e6  # Gemma 3 270M
