@@ -61,6 +61,8 @@ def build(folder: Path) -> Path:
     index = output / "_build" / "html" / "index.html"
     require_pages(index.parent)
     trim_icons(index.parent)
+    for source_map in index.parent.rglob("*.js.map"):  # only developers of the scripts would ask for it
+        source_map.unlink()
     return index
 
 
